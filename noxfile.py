@@ -1,0 +1,124 @@
+"""What a contributor runs: `nox -l` lists the sessions; start with `nox -s tests` and `nox -s demo`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/pyproject.toml"))
+FOLDERS = {name: f"packages/{name}" for name in PACKAGES} | {name: f"examples/{name}" for name in EXAMPLES}
+TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "jaxtyping", "beartype", "sybil"]
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"  # torch is large; pip installs our folders anew every time
+nox.options.sessions = ["lint", "typecheck", "tests", "docs"]
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run every test: each package, the packages together, and the code in the documentation."""
+    install(session, *everything(), *TEST_TOOLS)
+    session.run("pytest", "--numprocesses=2", *session.posargs)
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Run only the tests of the packages together: who imports whom, metadata, shapes at run time."""
+    install(session, *everything(), *TEST_TOOLS)
+    session.run("pytest", "tests/integration", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    install(session, "ruff")
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Check the types of every package."""
+    install(session, *everything(), "mypy", "jaxtyping", "types-PyYAML")
+    session.run("mypy", *(f"{folder}/src" for folder in FOLDERS.values()), *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/; `nox -s docs -- serve` shows it while you write."""
+    install(session, "mkdocs-material", "mkdocstrings[python]", "ruff")
+    session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train a model that answers questions about pictures; `-- --fusion concat` picks another method."""
+    install(session, *everything())
+    # Ctrl-C reaches the trainer too, which then saves: give it the time.
+    session.run("mmm", "demo", *session.posargs, interrupt_timeout=60.0, terminate_timeout=10.0)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks, or only those named after `--`."""
+    install(session, *everything())
+    for script in session.posargs or sorted(path.stem for path in ROOT.glob("benchmarks/*.py")):
+        session.run("python", f"benchmarks/{script}.py")
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build every sdist and wheel, then use each wheel alone in an environment of its own."""
+    install(session, "build", "twine", "virtualenv")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for folder in FOLDERS.values():
+        session.run("python", "-m", "build", "--outdir", str(dist), folder, silent=True)
+    session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    for name in PACKAGES:
+        use_alone(session, name, {name})
+    for name in EXAMPLES:
+        use_alone(session, name, {name, "mmm-train"})
+
+
+def use_alone(session: nox.Session, name: str, roots: set[str]) -> None:
+    """Install the wheels of `roots` and of the siblings they declare, nothing else of ours; test `name`."""
+    wanted = sorted(with_siblings(roots))
+    found = [str(wheel) for each in wanted for wheel in ROOT.glob(f"dist/{each.replace('-', '_')}-*.whl")]
+    home = Path(session.create_tmp()) / name
+    python = str(home / ("Scripts/python.exe" if session.bin.endswith("Scripts") else "bin/python"))
+    session.run("virtualenv", "--quiet", "--clear", str(home))
+    session.run(python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", *found, external=True)
+    session.run(python, "-m", "pip", "check", external=True)
+    session.run(python, "-I", "tests/smoke/alone.py", *wanted, external=True)
+    session.run(python, "-I", "-W", "error", f"tests/smoke/{name.replace('-', '_')}.py", external=True)
+    shutil.rmtree(home)
+
+
+def install(session: nox.Session, *requirements: str) -> None:
+    """Install at the versions of constraints.txt, the build tools included."""
+    session.env["PIP_BUILD_CONSTRAINT"] = str(ROOT / "constraints.txt")
+    session.install("-c", "constraints.txt", *requirements)
+
+
+def everything() -> list[str]:
+    """Every package and example as pip takes it, with the extras that the demo needs."""
+    return [f"./{folder}[demo]" if name == "mmm-train" else f"./{folder}" for name, folder in FOLDERS.items()]
+
+
+def with_siblings(names: set[str]) -> set[str]:
+    """`names` and, step by step, every one of our packages that they declare as a dependency."""
+    todo, found = sorted(names), set()
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        project = nox.project.load_toml(ROOT / FOLDERS[name] / "pyproject.toml")["project"]
+        declared = {Requirement(line).name for line in project["dependencies"]}
+        todo += sorted((declared & FOLDERS.keys()) - found)
+    return found
