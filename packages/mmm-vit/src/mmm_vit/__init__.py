@@ -1,1 +1,9 @@
-"""Placeholder while the package is written."""
+"""A Vision Transformer encoder whose checkpoints are timm's."""
+
+from mmm_vit.config import ViTConfig
+from mmm_vit.encoder import Tokens, VisionTransformer
+from mmm_vit.errors import ShapeError
+from mmm_vit.patch import PatchEmbed
+from mmm_vit.weights import from_timm
+
+__all__ = ["PatchEmbed", "ShapeError", "Tokens", "ViTConfig", "VisionTransformer", "from_timm"]
