@@ -140,7 +140,7 @@ class VisionTransformer(nn.Module):
             first = torch.cat(prefix, dim=1)  # (1, k, d)
             if self.pos_embed is not None and self.config.prefix_positions:
                 first = first + self.pos_embed[:, : self.config.prefix_length]
-            x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)  # (b, k + p, d)
+            x = torch.cat([first.expand(x.shape[0], -1, -1), x], dim=1)  # (b, k + p, d)
         return F.dropout(x, self.config.dropout, self.training)
 
     def _patch_positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 p d"]:

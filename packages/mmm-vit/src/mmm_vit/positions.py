@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -20,7 +19,7 @@ Grid = tuple[int, int]
 
 
 def resample(table: Float[Tensor, "1 p d"], old: Grid, new: Grid) -> Float[Tensor, "1 p_new d"]:
-    """Learned positions of one grid, for another.
+    """Learned positions of one grid, for another: bicubic, with antialiasing where the grid gets coarser.
 
     Args:
         table: `(1, p, d)` with p = h·w of `old`, in raster order.
@@ -29,14 +28,18 @@ def resample(table: Float[Tensor, "1 p d"], old: Grid, new: Grid) -> Float[Tenso
     Returns:
         `(1, p, d)` with p = h·w of `new`, dtype of `table`; the table itself where the grids agree.
     Source:
-        Bicubic with antialiasing, in at least float32, as timm's `resample_abs_pos_embed`.
+        As timm's `resample_abs_pos_embed`, in at least float32. Two matrix products stand in for torch's kernel,
+        whose backward pass fails under `torch.compile` once sizes are dynamic (torch 2.13).
     """
     if old == new:
         return table
-    field = table.to(torch.promote_types(table.dtype, torch.float32))
-    field = field.unflatten(1, old).permute(0, 3, 1, 2)  # (1, d, h, w)
-    field = F.interpolate(field, new, mode="bicubic", antialias=True)
-    return field.flatten(2).transpose(1, 2).to(table.dtype)  # (1, p, d)
+    exact = torch.promote_types(table.dtype, torch.float32)
+    rows, columns = (_bicubic(n, m, exact, table.device) for n, m in zip(old, new, strict=True))
+    with torch.autocast(table.device.type, enabled=False):
+        field = table.to(exact).unflatten(1, old)  # (1, h, w, d)
+        field = torch.einsum("ih,bhwd->biwd", rows, field)
+        field = torch.einsum("jw,biwd->bijd", columns, field)
+    return field.flatten(1, 2).to(table.dtype)  # (1, p, d)
 
 
 def sincos(
@@ -65,15 +68,28 @@ def sincos(
     exact = torch.promote_types(dtype, torch.float32)
     frequency = 10000 ** -(torch.arange(dim // 4, dtype=exact, device=device) / (dim // 4))
     rows, columns = (
-        _waves(size, model_size, frequency) for size, model_size in zip(grid, model_grid or grid, strict=True)
+        _waves(_places(n, m, exact, device), frequency) for n, m in zip(model_grid or grid, grid, strict=True)
     )
     h, w = grid
     table = torch.cat([columns.expand(h, w, -1), rows[:, None].expand(h, w, -1)], dim=-1)  # (h, w, d)
     return table.flatten(0, 1)[None].to(dtype)
 
 
-def _waves(size: int, model_size: int, frequency: Float[Tensor, " f"]) -> Float[Tensor, "n two_f"]:
-    place = torch.arange(size, dtype=frequency.dtype, device=frequency.device)
-    place = (place + 0.5) * (model_size / size) - 0.5
+def _places(old: int, new: int, dtype: torch.dtype, device: torch.device | None) -> Float[Tensor, " new"]:
+    """Where the centres of `new` cells stand among `old` ones on the same line."""
+    return (torch.arange(new, dtype=dtype, device=device) + 0.5) * (old / new) - 0.5
+
+
+def _waves(place: Float[Tensor, " n"], frequency: Float[Tensor, " f"]) -> Float[Tensor, "n two_f"]:
     angle = torch.outer(place, frequency)
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def _bicubic(old: int, new: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "new old"]:
+    """Weight of each old cell in each new one: Keys' kernel (a = −½) on the coarser of the two grids."""
+    place = _places(old, new, dtype, device)[:, None]
+    x = (torch.arange(old, dtype=dtype, device=device) - place).abs() / max(old / new, 1)
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weight = torch.where(x < 1, near, far) * (x < 2)
+    return weight / weight.sum(dim=1, keepdim=True)
