@@ -1,0 +1,189 @@
+"""`MultiModalMambaBlock`: a ViT reads the image, a fusion method joins it to the text, Mamba layers read both."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mmm_fusion
+import torch
+from mmm_core import ShapeError
+from mmm_vit import VisionTransformer, ViTConfig
+from torch import nn
+
+from mmm_block.layer import MambaLayer, real_first
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+class ImageTokens(NamedTuple):
+    """Encoded images: `MultiModalMambaBlock.encode` makes them, and every call takes them in place of pixels."""
+
+    tokens: Float[Tensor, "b p encoder_dim"]
+    grid: tuple[int, int] | None  # (h, w) where the tokens are patches in raster order, else None
+
+
+class MultiModalMambaBlock(nn.Module):
+    """Text embeddings and images in, one sequence of Mamba states out.
+
+    Args:
+        dim: Width of the text and of the output.
+        depth: Number of Mamba layers.
+        dropout: Rate in the encoder, in the fusion method and on each layer's branch; acts in training only.
+        heads: Attention heads of the fusion method, where it has any.
+        d_state: State size of the Mamba layers.
+        image_size: Image that the encoder's positions are made for, pixels or `(y, x)`; others are taken as well.
+        patch_size: One patch, pixels or `(y, x)`; divides every image.
+        encoder_dim: Width of the image tokens; free of `dim`.
+        encoder_depth: Number of blocks of the encoder.
+        encoder_heads: Attention heads of the encoder; divide `encoder_dim`.
+        fusion_method: A name of `mmm_fusion.available()`.
+        fusion_options: Further options of that method.
+        encoder: A module that maps images `(b, c, y, x)` to tokens `(b, p, encoder_dim)`, in place of the ViT that the
+            other encoder arguments describe.
+        expand: Inner width of the Mamba layers as a multiple of `dim`.
+        d_conv: Taps of their convolutions.
+        channels: Channels of an image.
+    Raises:
+        ValueError: A size is out of its range.
+        mmm_fusion.UnknownMethodError: No fusion method has that name.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        dropout: float,
+        heads: int,
+        d_state: int,
+        image_size: int | tuple[int, int],
+        patch_size: int | tuple[int, int],
+        encoder_dim: int,
+        encoder_depth: int,
+        encoder_heads: int,
+        fusion_method: str = "mlp",
+        *,
+        fusion_options: Mapping[str, Any] | None = None,
+        encoder: nn.Module | None = None,
+        expand: int = 2,
+        d_conv: int = 4,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"MultiModalMambaBlock: `depth` must be at least 1, got {depth}.")
+        self.dim, self.encoder_dim = dim, encoder_dim
+        self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        if encoder is None:
+            config = ViTConfig(
+                image_size=image_size,
+                patch_size=patch_size,
+                dim=encoder_dim,
+                depth=encoder_depth,
+                heads=encoder_heads,
+                channels=channels,
+                dropout=dropout,
+            )
+            encoder = VisionTransformer(config)
+        self.encoder = encoder
+        self.fusion = mmm_fusion.create(
+            fusion_method, dim, encoder_dim, heads=heads, dropout=dropout, **(fusion_options or {})
+        )
+        self.layers = nn.ModuleList(
+            MambaLayer(dim, dropout, d_state=d_state, d_conv=d_conv, expand=expand) for _ in range(depth)
+        )
+        self.norm_f = nn.RMSNorm(dim, eps=1e-5)
+        with torch.no_grad():
+            for layer in self.layers:  # as mamba_ssm: the sum of the branches starts at the scale of one
+                layer.mixer.out_proj.weight /= math.sqrt(depth)
+
+    def forward(
+        self,
+        text: Float[Tensor, "b l d"],
+        image: Float[Tensor, "b c y x"] | ImageTokens | None = None,
+        *,
+        text_mask: Bool[Tensor, "b l"] | None = None,
+        image_mask: Bool[Tensor, "b p"] | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        """Fuse text and images and read them with the Mamba layers.
+
+        Args:
+            text: Embeddings, `(b, l, dim)`.
+            image: One image a row, pixels `(b, c, y, x)` or what `encode` made of them; None: text alone.
+            text_mask: True where a text token is real, `(b, l)`; None: all are.
+            image_mask: True where an image token is real, `(b, p)`; a row of False has no image.
+        Returns:
+            `(b, m, dim)`: m is l, or p + l where the method puts the image tokens before the text. What stands at
+            padding means nothing.
+        Raises:
+            ShapeError: Text and image disagree in the batch.
+            mmm_fusion.InputError: A tensor does not fit the fusion method.
+        """
+        return self.backbone(self.fuse(text, image, text_mask=text_mask, image_mask=image_mask))
+
+    def encode(self, image: Float[Tensor, "b c y x"]) -> ImageTokens:
+        """Run the encoder alone, so that an image is encoded once for many texts.
+
+        Args:
+            image: Pixels, `(b, c, y, x)`.
+        Returns:
+            Tokens `(b, p, encoder_dim)` and their grid; index the tokens by row to repeat an image.
+        Raises:
+            ShapeError: The encoder did not return `(b, p, encoder_dim)`.
+        """
+        tokens = self.encoder(image)
+        if tokens.ndim != 3 or tokens.shape[0] != image.shape[0] or tokens.shape[2] != self.encoder_dim:
+            raise ShapeError(
+                f"MultiModalMambaBlock: `encoder` must return (b, p, encoder_dim) with b = {image.shape[0]} and "
+                f"encoder_dim = {self.encoder_dim}, got {tuple(tokens.shape)}. Wrap it so that it returns its tokens."
+            )
+        grid = (image.shape[2] // self.patch_size[0], image.shape[3] // self.patch_size[1])
+        return ImageTokens(tokens, grid if math.prod(grid) == tokens.shape[1] else None)
+
+    def fuse(
+        self,
+        text: Float[Tensor, "b l d"],
+        image: Float[Tensor, "b c y x"] | ImageTokens | None = None,
+        *,
+        text_mask: Bool[Tensor, "b l"] | None = None,
+        image_mask: Bool[Tensor, "b p"] | None = None,
+    ) -> mmm_fusion.FusionOutput:
+        """Encode the image and join it to the text; the arguments are those of `forward`.
+
+        Returns:
+            The tokens, the slice of them where the text stands, and their mask.
+        """
+        if image is None:
+            return self.fusion(text, None, text_mask=text_mask)
+        tokens, grid = image if isinstance(image, ImageTokens) else self.encode(image)
+        if tokens.shape[0] != text.shape[0]:
+            raise ShapeError(
+                f"MultiModalMambaBlock: `image` must have b = {text.shape[0]} rows as `text`, got {tokens.shape[0]}. "
+                "To ask several questions of an image, index the tokens that encode() returns."
+            )
+        return self.fusion(text, tokens, text_mask=text_mask, image_mask=image_mask, image_grid=grid)
+
+    def backbone(self, fused: mmm_fusion.FusionOutput) -> Float[Tensor, "b m d"]:
+        """Run the Mamba layers and the final norm over what `fuse` returned.
+
+        Returns:
+            `(b, m, dim)`; `fused.text` says where the text stands in m.
+        """
+        x = fused.tokens
+        if fused.mask is not None:
+            order = real_first(fused.mask).expand_as(x)
+            x = x.gather(1, order)
+        for layer in self.layers:
+            x = layer(x)
+        x = self.norm_f(x)
+        return x if fused.mask is None else torch.empty_like(x).scatter(1, order, x)
+
+    def check_fusion_method(self) -> str:
+        """Print the fusion methods that are available and the one in use; return its name."""
+        names = ", ".join(method.name for method in mmm_fusion.available())
+        print(f"Fusion methods available: {names}. In use: {self.fusion.name}.")
+        return self.fusion.name

@@ -1,0 +1,119 @@
+"""The causal depthwise convolution and its single step: validate once, choose a backend, call the operator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from mmm_core.backends import choose
+from mmm_core.conv.operator import causal_conv1d as _operator
+from mmm_core.errors import expect_floating, expect_rank, expect_shape
+from mmm_core.sequences import check_cu_seqlens, state_rows
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+
+def causal_conv1d(
+    x: Float[Tensor, "b l e"],
+    weight: Float[Tensor, "e k"],
+    bias: Float[Tensor, " e"] | None = None,
+    *,
+    activation: Literal["silu"] | None = None,
+    initial_state: Float[Tensor, "s e k-1"] | None = None,
+    return_final_state: bool = False,
+    cu_seqlens: Int[Tensor, " s+1"] | None = None,
+    reverse: bool = False,
+    backend: str | None = None,
+) -> Float[Tensor, "b l e"] | tuple[Float[Tensor, "b l e"], Float[Tensor, "s e k-1"]]:
+    """Depthwise causal convolution along `l`.
+
+    Args:
+        x: Input, `(b, l, e)`, any floating dtype, any strides.
+        weight: Taps, `(e, k)`, oldest first.
+        bias: `(e,)`.
+        activation: None or "silu".
+        initial_state: The `k - 1` inputs before the first position, `(b, e, k-1)`, oldest first; zeros where it is
+            None. Where packed, `(s, e, k-1)` for s sequences.
+        return_final_state: Return the last `k - 1` inputs as well.
+        cu_seqlens: Cumulative lengths `(s+1,)` of s sequences packed into one row; none sees its neighbour.
+        reverse: Convolve from right to left; the initial state stands at the right end.
+        backend: Force one backend of `mmm_core.explain()`.
+    Returns:
+        `(b, l, e)`, dtype of `x`; sums accumulate in float32 (float64 where an input is). With `return_final_state`
+        also the final state, shaped as `initial_state`, dtype of `x`.
+    Raises:
+        ShapeError: An axis disagrees; names the tensor and the axis.
+        TypeError: A tensor is not of a real floating dtype.
+        ValueError: A tensor is on another device than `x`, or `activation` is unknown.
+        BackendUnavailable: The forced backend cannot run the call.
+    Source:
+        arXiv:2312.00752 §3.4; as causal_conv1d's `causal_conv1d_fn`, channel-last.
+    """
+    where = "causal_conv1d"
+    expect_rank(where, "x", x, "b l e")
+    check_cu_seqlens(where, cu_seqlens, x)
+    _check(where, x, weight, bias, activation, "initial_state", initial_state, state_rows(x.shape[0], cu_seqlens))
+    chosen = choose(where, backend, x.device)
+    out, state = _operator(x, weight, bias, initial_state, cu_seqlens, activation == "silu", reverse, chosen)
+    return (out, state) if return_final_state else out
+
+
+def causal_conv1d_update(
+    x: Float[Tensor, "b e"],
+    state: Float[Tensor, "b e k-1"],
+    weight: Float[Tensor, "e k"],
+    bias: Float[Tensor, " e"] | None = None,
+    *,
+    activation: Literal["silu"] | None = None,
+) -> Float[Tensor, "b e"]:
+    """One token of `causal_conv1d`: writes `state`, returns the output.
+
+    Args:
+        x: Input, `(b, e)`.
+        state: The `k - 1` inputs before the token, `(b, e, k-1)`, oldest first; holds the newest on return.
+        weight: Taps, `(e, k)`, oldest first.
+        bias: `(e,)`.
+        activation: None or "silu".
+    Returns:
+        `(b, e)`, dtype of `x`.
+    Raises:
+        ShapeError: An axis disagrees; names the tensor and the axis.
+        TypeError: A tensor is not of a real floating dtype.
+        ValueError: A tensor is on another device than `x`, or `activation` is unknown.
+    Source:
+        As causal_conv1d's `causal_conv1d_update`.
+    """
+    where = "causal_conv1d_update"
+    expect_rank(where, "x", x, "b e")
+    _check(where, x, weight, bias, activation, "state", state, x.shape[0])
+    out, new_state = causal_conv1d(
+        x.unsqueeze(1), weight, bias, activation=activation, initial_state=state, return_final_state=True
+    )
+    state.copy_(new_state)
+    return out.squeeze(1)
+
+
+def _check(
+    where: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    state_name: str,
+    state: Tensor | None,
+    states: int,
+) -> None:
+    """Raise unless the arguments fit each other; `x` sets b, l and e, `weight` sets k."""
+    expect_floating(where, {"x": x, "weight": weight, "bias": bias, state_name: state})
+    e = x.shape[-1]
+    expect_rank(where, "weight", weight, "e k")
+    taps = max(1, weight.shape[1])
+    hint = "If it is a Conv1d's (e, 1, k), pass weight.squeeze(1)." if weight.ndim == 3 else ""
+    expect_shape(where, "weight", weight, "e k", (e, taps), hint)
+    if bias is not None:
+        expect_shape(where, "bias", bias, "e", (e,))
+    if state is not None:
+        expect_shape(where, state_name, state, "b e k-1", (states, e, taps - 1))
+    if activation not in (None, "silu"):
+        raise ValueError(f"{where}: `activation` must be None or 'silu', got {activation!r}.")

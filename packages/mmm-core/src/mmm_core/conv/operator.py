@@ -1,0 +1,117 @@
+"""The causal convolution as one `torch.library` operator, with its fake kernel and its gradient."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmm_core.conv import chunked, reference
+from mmm_core.conv.problem import Gradients, Problem
+
+
+class Backend(Protocol):
+    """What a module in this folder must have to be one."""
+
+    def forward(self, p: Problem) -> tuple[Tensor, Tensor]:
+        """Output and final state."""
+
+    def backward(self, p: Problem, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:
+        """The gradients."""
+
+
+BACKENDS: dict[str, Backend] = {"chunked": chunked, "reference": reference}
+
+
+@torch.library.custom_op("mmm_core::causal_conv1d", mutates_args=())
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Output and final state of a call."""
+    p = Problem(x, weight, bias, initial_state, cu_seqlens, silu, reverse)
+    return BACKENDS[backend].forward(p)
+
+
+@causal_conv1d.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    p = Problem(x, weight, bias, initial_state, cu_seqlens, silu, reverse)
+    return x.new_empty(x.shape), x.new_empty(p.state_shape)
+
+
+@torch.library.custom_op("mmm_core::causal_conv1d_backward", mutates_args=())
+def causal_conv1d_backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    grad_out: Tensor,
+    grad_final_state: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the floating inputs, each in its input's dtype; empty where the input is absent."""
+    p = Problem(x, weight, bias, initial_state, cu_seqlens, silu, reverse)
+    grads = BACKENDS[backend].backward(p, grad_out, grad_final_state)
+    return Gradients(
+        *(
+            grad if tensor is None else grad.to(tensor.dtype, memory_format=torch.contiguous_format)
+            for grad, tensor in zip(grads, p.floating, strict=True)
+        )
+    )
+
+
+@causal_conv1d_backward.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    grad_out: Tensor,
+    grad_final_state: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    floating = (x, weight, bias, initial_state)
+    return tuple(x.new_empty((0,)) if t is None else t.new_empty(t.shape) for t in floating)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    tensors, (ctx.silu, ctx.reverse, ctx.backend) = inputs[:5], inputs[5:]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(tensors[0])
+    grads = causal_conv1d_backward(*tensors, grad_out, grad_final_state, ctx.silu, ctx.reverse, ctx.backend)
+    wanted = (
+        grad if tensor is not None and needed else None
+        for grad, tensor, needed in zip(grads, tensors[:4], ctx.needs_input_grad[:4], strict=True)
+    )
+    return (*wanted, None, None, None, None)
+
+
+causal_conv1d.register_autograd(_backward, setup_context=_setup_context)

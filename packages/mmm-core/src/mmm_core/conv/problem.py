@@ -1,0 +1,72 @@
+"""One call of the causal convolution as the backends see it, and the gradients they return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from mmm_core.sequences import Span, spans, state_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Gradients(NamedTuple):
+    """The gradients of a call's floating inputs; an absent input's is an empty tensor."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    initial_state: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The arguments of a call, validated."""
+
+    x: Tensor  # (b, l, e)
+    weight: Tensor  # (e, k)
+    bias: Tensor | None  # (e,)
+    initial_state: Tensor | None  # (b or s, e, k-1)
+    cu_seqlens: Tensor | None  # (s+1,)
+    silu: bool
+    reverse: bool
+
+    @property
+    def floating(self) -> tuple[Tensor | None, ...]:
+        """The floating inputs, in the order of `Gradients`."""
+        return (self.x, self.weight, self.bias, self.initial_state)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the sums: float64 where an input is, else float32."""
+        wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in self.floating)
+        return torch.float64 if wide else torch.float32
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """The shape of the initial and the final state, (b or s, e, k-1)."""
+        e, k = self.weight.shape
+        return (state_rows(self.x.shape[0], self.cu_seqlens), e, k - 1)
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """The sequences of the call."""
+        return spans("causal_conv1d", self.x.shape[1], self.cu_seqlens)
+
+    def new_gradients(self) -> Gradients:
+        """Room for the gradients: that of x unwritten, in its dtype; the others zero, to add to."""
+        grad_x = torch.empty_like(self.x, memory_format=torch.contiguous_format)
+        return Gradients(grad_x, *(self._zeros(tensor) for tensor in self.floating[1:]))
+
+    def _zeros(self, tensor: Tensor | None) -> Tensor:
+        return self.x.new_zeros(0 if tensor is None else tensor.shape, dtype=self.dtype)
+
+
+def silu_backward(y: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of y, where `grad` is that of silu(y)."""
+    sigmoid = torch.sigmoid(y)
+    return grad * sigmoid * (1 + y * (1 - sigmoid))

@@ -1,0 +1,69 @@
+"""The errors of the kernels, and the checks that word them: where, what was expected = value, got value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+
+class ShapeError(ValueError):
+    """An axis of a tensor disagrees with the others; the text names the tensor and what was expected."""
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot run the call; the text gives the reason."""
+
+
+def expect_rank(where: str, name: str, tensor: Tensor, axes: str) -> None:
+    """Raise `ShapeError` unless `tensor` has as many axes as there are letters in `axes`."""
+    if tensor.ndim != len(axes.split()):
+        raise ShapeError(f"{where}: `{name}` must be {_tuple(axes.split())}, got {_tuple(tensor.shape)}.")
+
+
+def expect_shape(where: str, name: str, tensor: Tensor, axes: str, sizes: tuple[int, ...], hint: str = "") -> None:
+    """Raise unless a tensor has exactly the given sizes.
+
+    Args:
+        where: The function that checks, as the user called it.
+        name: The argument's name.
+        tensor: The argument.
+        axes: The axes in letters, `b l e`.
+        sizes: The size that each axis must have.
+        hint: The next step, a sentence.
+    Raises:
+        ShapeError: The rank or a size differs.
+    """
+    if tensor.shape != sizes:
+        text = f"{where}: `{name}` must be {_tuple(axes.split())} = {_tuple(sizes)}, got {_tuple(tensor.shape)}."
+        raise ShapeError(f"{text} {hint}".rstrip())
+
+
+def expect_floating(where: str, tensors: dict[str, Tensor | None]) -> None:
+    """Raise unless all tensors are real, floating and on the device of the first.
+
+    Raises:
+        TypeError: A tensor is of another dtype.
+        ValueError: A tensor is on another device.
+    """
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first, tensor = next(iter(present.items()))
+    device = tensor.device
+    for name, tensor in present.items():
+        if not tensor.dtype.is_floating_point:
+            raise TypeError(
+                f"{where}: `{name}` must be float16, bfloat16, float32 or float64, got {tensor.dtype}. "
+                f"Pass {name}.float()."
+            )
+        if tensor.device != device:
+            raise ValueError(
+                f"{where}: `{name}` must be on the device of `{first}` = {device}, got {tensor.device}. "
+                f"Pass {name}.to({first}.device)."
+            )
+
+
+def _tuple(items: Iterable[object]) -> str:
+    return str(tuple(items)).replace("'", "")

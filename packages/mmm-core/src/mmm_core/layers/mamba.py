@@ -1,0 +1,164 @@
+"""The Mamba layer: projections, a short convolution and the selective scan (arXiv:2312.00752, figure 3).
+
+Parameter names and initialisation are those of mamba_ssm and transformers, so that their checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmm_core.conv import causal_conv1d
+from mmm_core.errors import ShapeError
+from mmm_core.scan import selective_scan
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the initial step sizes are log-uniform between the first two
+
+
+class MambaState(NamedTuple):
+    """What a `Mamba` layer remembers of the tokens behind it; it does not grow with their number."""
+
+    conv: Float[Tensor, "b e k-1"]  # the last inputs of the convolution, oldest first
+    ssm: Float[Tensor, "b e n"]  # the state of the scan
+
+
+class Mamba(nn.Module):
+    """A Mamba-1 mixer: each token sees itself and the tokens before it, at a cost linear in their number.
+
+    It is one residual branch without its norm: `x + mamba(norm(x))` makes a block of a network.
+
+    Args:
+        dim: Width of the tokens.
+        d_state: State size `n` of each inner channel.
+        d_conv: Taps `k` of the convolution.
+        expand: The inner width is `e = expand * dim`.
+        dt_rank: Rank of the step sizes' projection; None: ceil(dim / 16).
+        bias: Whether `in_proj` and `out_proj` have biases.
+        conv_bias: Whether the convolution has one.
+    Raises:
+        ValueError: A size is less than 1.
+    Source:
+        arXiv:2312.00752 §3.4; as mamba_ssm's `Mamba`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        bias: bool = False,
+        conv_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
+        sizes = {"dim": dim, "d_state": d_state, "d_conv": d_conv, "expand": expand, "dt_rank": dt_rank}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"Mamba: `{name}` must be at least 1, got {size}.")
+        inner = expand * dim
+        self.dim, self.d_state, self.dt_rank = dim, d_state, dt_rank
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
+        self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1, bias=conv_bias)
+        self.x_proj = nn.Linear(inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, inner)
+        self.A_log = nn.Parameter(torch.empty(inner, d_state))
+        self.D = nn.Parameter(torch.empty(inner))
+        self.out_proj = nn.Linear(inner, dim, bias=bias)
+        for parameter in (self.A_log, self.D, self.dt_proj.bias):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]  # an optimiser that looks for it leaves these undecayed
+        self.reset_ssm_parameters()
+
+    @torch.no_grad()
+    def reset_ssm_parameters(self) -> None:
+        """Set the parameters of the state space to mamba_ssm's start; the Linears and the convolution keep theirs."""
+        steps = torch.arange(1, self.d_state + 1, dtype=torch.float32)
+        self.A_log.copy_(steps.log().expand_as(self.A_log))
+        self.D.fill_(1.0)
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        span = math.log(DT_MAX) - math.log(DT_MIN)
+        dt = torch.exp(torch.rand(self.D.shape) * span + math.log(DT_MIN)).clamp(min=DT_FLOOR)
+        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+    @overload
+    def forward(
+        self,
+        x: Float[Tensor, "b l d"],
+        state: MambaState | None = ...,
+        *,
+        return_state: Literal[False] = ...,
+        cu_seqlens: Int[Tensor, " k"] | None = ...,
+    ) -> Float[Tensor, "b l d"]: ...
+
+    @overload
+    def forward(
+        self,
+        x: Float[Tensor, "b l d"],
+        state: MambaState | None = ...,
+        *,
+        return_state: Literal[True],
+        cu_seqlens: Int[Tensor, " k"] | None = ...,
+    ) -> tuple[Float[Tensor, "b l d"], MambaState]: ...
+
+    def forward(
+        self,
+        x: Float[Tensor, "b l d"],
+        state: MambaState | None = None,
+        *,
+        return_state: bool = False,
+        cu_seqlens: Int[Tensor, " k"] | None = None,
+    ) -> Float[Tensor, "b l d"] | tuple[Float[Tensor, "b l d"], MambaState]:
+        """Mix tokens with those before them: a whole text, its continuation, or a single token.
+
+        Args:
+            x: Tokens, `(b, l, dim)`.
+            state: What the tokens before left behind, from an earlier call; it is read, never written. None: nothing.
+            return_state: Return the state behind the last token as well.
+            cu_seqlens: Cumulative lengths `(k+1,)` of k texts packed into one row.
+        Returns:
+            `(b, l, dim)`, and with `return_state` the new `MambaState`.
+        Raises:
+            ShapeError: `x` is not `(b, l, dim)`, or the state is another layer's.
+        """
+        if x.ndim != 3 or x.shape[-1] != self.dim:
+            raise ShapeError(f"Mamba: `x` must be (b, l, dim) with dim = {self.dim}, got {tuple(x.shape)}.")
+        conv_state, ssm_state = (None, None) if state is None else state
+        x, z = self.in_proj(x).chunk(2, dim=-1)  # (b, l, e)
+        x, conv_state = causal_conv1d(
+            x,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            activation="silu",
+            initial_state=conv_state,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        y, ssm_state = selective_scan(
+            x,
+            F.linear(dt, self.dt_proj.weight),  # its bias joins inside the scan, in float32
+            -torch.exp(self.A_log.float()),
+            B,
+            C,
+            self.D,
+            z,
+            self.dt_proj.bias,
+            delta_softplus=True,
+            initial_state=ssm_state,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        out = self.out_proj(y)
+        return (out, MambaState(conv_state, ssm_state)) if return_state else out

@@ -1,0 +1,47 @@
+"""Finds the compiled library that the wheel carries, loads it, and says what is in it.
+
+The library has a plain C ABI and is loaded by ctypes, so that one wheel serves every torch and every Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from pathlib import Path
+
+ABI = 1
+_FILE = Path(__file__).parent / {"win32": "mmm_core_native.dll", "darwin": "libmmm_core_native.dylib"}.get(
+    sys.platform, "libmmm_core_native.so"
+)
+
+
+@functools.cache
+def load() -> ctypes.CDLL | str:
+    """The loaded library, or a sentence that says why there is none."""
+    if not _FILE.exists():
+        return f"{_FILE.name} was not built; reinstall mmm-core where a C++17 compiler is at hand"
+    try:
+        library = ctypes.CDLL(str(_FILE))
+    except OSError as error:
+        return f"{_FILE.name} does not load ({error}); reinstall mmm-core on this machine"
+    library.mmm_core_isa.restype = ctypes.c_char_p
+    abi = library.mmm_core_abi()
+    if abi != ABI:
+        return f"{_FILE.name} has ABI {abi}, this mmm_core needs {ABI}; reinstall mmm-core"
+    return library
+
+
+def isa() -> str | None:
+    """The widest instruction set of this CPU that the library knows, or None without the library."""
+    library = load()
+    return None if isinstance(library, str) else library.mmm_core_isa().decode()
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Why the native kernels cannot run, or None where they can."""
+    library = load()
+    if isinstance(library, str):
+        return library
+    return f"the library is built (ABI {ABI}, this CPU has {isa()}), but this version holds no kernels in it yet"

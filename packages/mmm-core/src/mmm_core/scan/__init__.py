@@ -1,0 +1,130 @@
+"""The selective scan and its single step: validate once, choose a backend, call the operator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmm_core.backends import choose
+from mmm_core.scan.check import check
+from mmm_core.scan.operator import selective_scan as _operator
+from mmm_core.sequences import check_cu_seqlens, state_rows
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+
+def selective_scan(
+    u: Float[Tensor, "b l e"],
+    delta: Float[Tensor, "b l e"],
+    A: Float[Tensor, "e n"],
+    B: Float[Tensor, "b l *g n"],
+    C: Float[Tensor, "b l *g n"],
+    D: Float[Tensor, " e"] | None = None,
+    z: Float[Tensor, "b l e"] | None = None,
+    delta_bias: Float[Tensor, " e"] | None = None,
+    *,
+    delta_softplus: bool = False,
+    initial_state: Float[Tensor, "s e n"] | None = None,
+    return_final_state: bool = False,
+    cu_seqlens: Int[Tensor, " k"] | None = None,
+    reverse: bool = False,
+    backend: str | None = None,
+) -> Float[Tensor, "b l e"] | tuple[Float[Tensor, "b l e"], Float[Tensor, "s e n"]]:
+    """The selective state-space scan of Mamba along `l`.
+
+    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t;  y_t = C_t . h_t + D u_t;  out = y * silu(z)
+
+    Any mix of float16, bfloat16, float32 and float64, any strides, any size including zero. Everything is
+    differentiable with respect to every floating input, through both outputs.
+
+    Args:
+        u: Input, `(b, l, e)`.
+        delta: Step sizes, `(b, l, e)`, before `delta_bias` and softplus.
+        A: Continuous transition, `(e, n)`, real; negative for a state that decays.
+        B: Input projection, `(b, l, n)`, or `(b, l, g, n)` for `g` groups of `e / g` channels each.
+        C: Output projection, shaped as `B`.
+        D: Skip weight, `(e,)`.
+        z: Gate, `(b, l, e)`.
+        delta_bias: Added to `delta`, `(e,)`.
+        delta_softplus: Pass `delta` through softplus (the identity above 20).
+        initial_state: State before the first position, `(b, e, n)`; `(k, e, n)` where packed.
+        return_final_state: Return the state after the last position as well.
+        cu_seqlens: Cumulative lengths `(k+1,)` of k sequences packed into one row; the state starts anew at each.
+        reverse: Scan from right to left; the initial state enters at the right end.
+        backend: Force one backend of `mmm_core.explain()`.
+    Returns:
+        The output, `(b, l, e)` in u's dtype; with `return_final_state` also the final state, shaped as
+        `initial_state`, ungated, in float32 (float64 where an input is).
+    Raises:
+        ShapeError: An axis disagrees; names the tensor and the axis.
+        TypeError: A tensor is not of a real floating dtype.
+        ValueError: A tensor is on another device than `u`.
+        BackendUnavailable: The forced backend cannot run the call.
+    Source:
+        arXiv:2312.00752, algorithm 2; as mamba_ssm's `selective_scan_fn`, channel-last.
+    """
+    where = "selective_scan"
+    check_cu_seqlens(where, cu_seqlens, u)
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    check(where, "b l e", *tensors, states=state_rows(u.shape[0], cu_seqlens))
+    if B.ndim == 3:
+        tensors = (u, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, z, delta_bias, initial_state)
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    out, state, _ = _operator(*tensors, cu_seqlens, delta_softplus, reverse, save, choose(where, backend, u.device))
+    return (out, state) if return_final_state else out
+
+
+def selective_state_update(
+    state: Float[Tensor, "b e n"],
+    u: Float[Tensor, "b e"],
+    delta: Float[Tensor, "b e"],
+    A: Float[Tensor, "e n"],
+    B: Float[Tensor, "b *g n"],
+    C: Float[Tensor, "b *g n"],
+    D: Float[Tensor, " e"] | None = None,
+    z: Float[Tensor, "b e"] | None = None,
+    delta_bias: Float[Tensor, " e"] | None = None,
+    *,
+    delta_softplus: bool = False,
+) -> Float[Tensor, "b e"]:
+    """One token of `selective_scan`: writes `state`, returns the output.
+
+    Args:
+        state: State before the token, `(b, e, n)`; holds the state after it on return.
+        u: Input, `(b, e)`; `delta`, `z` likewise; `A`, `D`, `delta_bias` as in `selective_scan`.
+        delta: Step sizes, `(b, e)`.
+        A: Continuous transition, `(e, n)`.
+        B: Input projection, `(b, n)` or `(b, g, n)`.
+        C: Output projection, shaped as `B`.
+        D: Skip weight, `(e,)`.
+        z: Gate, `(b, e)`.
+        delta_bias: Added to `delta`, `(e,)`.
+        delta_softplus: Pass `delta` through softplus.
+    Returns:
+        The output, `(b, e)` in u's dtype.
+    Raises:
+        ShapeError: An axis disagrees; names the tensor and the axis.
+        TypeError: A tensor is not of a real floating dtype.
+        ValueError: A tensor is on another device than `u`.
+    Source:
+        As mamba_ssm's `selective_state_update`.
+    """
+    check("selective_state_update", "b e", u, delta, A, B, C, D, z, delta_bias, state, states=u.shape[0])
+    out, new_state = selective_scan(
+        u.unsqueeze(1),
+        delta.unsqueeze(1),
+        A,
+        B.unsqueeze(1),
+        C.unsqueeze(1),
+        D,
+        None if z is None else z.unsqueeze(1),
+        delta_bias,
+        delta_softplus=delta_softplus,
+        initial_state=state,
+        return_final_state=True,
+    )
+    state.copy_(new_state)
+    return out.squeeze(1)

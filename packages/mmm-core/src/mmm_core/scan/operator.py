@@ -1,0 +1,155 @@
+"""The selective scan as one `torch.library` operator, with its fake kernel and its gradient.
+
+`torch.compile` and `torch.export` see a single node. The third output holds what the backward needs and nobody else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmm_core.scan import chunked, reference
+from mmm_core.scan.problem import Gradients, Problem
+
+
+class Backend(Protocol):
+    """What a module in this folder must have to be one."""
+
+    def forward(self, p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, final state and checkpoints; the checkpoints are empty unless `save`."""
+
+    def backward(self, p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:
+        """The gradients; the per-position ones in their inputs' dtypes."""
+
+    def checkpoint_shape(self, p: Problem) -> tuple[int, ...]:
+        """The shape of the checkpoints where they are saved."""
+
+
+BACKENDS: dict[str, Backend] = {"chunked": chunked, "reference": reference}
+
+
+@torch.library.custom_op("mmm_core::selective_scan", mutates_args=())
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    save: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, final state and checkpoints of a call; `save` is false where no gradient will be asked for."""
+    p = Problem(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, reverse)
+    return BACKENDS[backend].forward(p, save)
+
+
+@selective_scan.register_fake
+def _(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    save: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    p = Problem(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, reverse)
+    checkpoints = BACKENDS[backend].checkpoint_shape(p) if save else (0,)
+    return (
+        u.new_empty(u.shape),
+        u.new_empty(p.state_shape, dtype=p.dtype),
+        u.new_empty(checkpoints, dtype=p.dtype),
+    )
+
+
+@torch.library.custom_op("mmm_core::selective_scan_backward", mutates_args=())
+def selective_scan_backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    checkpoints: Tensor,
+    grad_out: Tensor,
+    grad_final_state: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the floating inputs, each in its input's dtype; empty where the input is absent."""
+    p = Problem(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, reverse)
+    grads = BACKENDS[backend].backward(p, checkpoints, grad_out, grad_final_state)
+    return Gradients(
+        *(
+            grad if x is None else grad.to(x.dtype, memory_format=torch.contiguous_format)
+            for grad, x in zip(grads, p.floating, strict=True)
+        )
+    )
+
+
+@selective_scan_backward.register_fake
+def _(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    checkpoints: Tensor,
+    grad_out: Tensor,
+    grad_final_state: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    floating = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    return tuple(u.new_empty((0,)) if x is None else x.new_empty(x.shape) for x in floating)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    tensors, (ctx.delta_softplus, ctx.reverse, _, ctx.backend) = inputs[:10], inputs[10:]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, output[2])
+
+
+def _backward(
+    ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(tensors[0])
+    flags = (ctx.delta_softplus, ctx.reverse, ctx.backend)
+    grads = selective_scan_backward(*tensors, grad_out, grad_final_state, *flags)
+    wanted = (
+        grad if x is not None and needed else None
+        for grad, x, needed in zip(grads, tensors[:9], ctx.needs_input_grad[:9], strict=True)
+    )
+    return (*wanted, None, None, None, None, None)
+
+
+selective_scan.register_autograd(_backward, setup_context=_setup_context)
