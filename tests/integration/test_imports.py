@@ -35,9 +35,7 @@ def imported_names(tree: ast.AST) -> list[tuple[ast.AST, str]]:
                 found += [(node, alias.name) for alias in node.names]
             case ast.ImportFrom(module=str(module), level=0):
                 found.append((node, module))
-            case ast.Call(
-                func=ast.Attribute(attr=function) | ast.Name(id=function), args=[ast.Constant(value), *_]
-            ):
+            case ast.Call(func=ast.Attribute(attr=function) | ast.Name(id=function), args=[ast.Constant(value), *_]):
                 if function in {"import_module", "__import__"}:
                     found.append((node, value))
     return found
@@ -84,9 +82,7 @@ def test_imports_of_others_are_declared(package: str) -> None:
         never_run = checking_only(tree)
         for node, name in imported_names(tree):
             top = name.partition(".")[0]
-            known = (
-                top in sys.stdlib_module_names or top.startswith("mmm_") or top in OPTIONAL.get(package, ())
-            )
+            known = top in sys.stdlib_module_names or top.startswith("mmm_") or top in OPTIONAL.get(package, ())
             owners = {owner.lower() for owner in distributions.get(top, [top])}
             if node not in never_run and not known and not owners & declared:
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {name}")
@@ -99,9 +95,7 @@ def test_import_is_silent_and_light(package: str, tmp_path: Path) -> None:
         "import json, sys, torch; before = set(sys.modules); "
         f"import {package}; json.dump(sorted(set(sys.modules) - before), open('modules', 'w'))"
     )
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path
-    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     tops = {name.partition(".")[0] for name in json.loads((tmp_path / "modules").read_text())}
     assert tops & (NEVER - {package}) == set()

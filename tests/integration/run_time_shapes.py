@@ -1,0 +1,97 @@
+"""A program: import the packages with their annotations checked at run time, then call one of them.
+
+The packages import jaxtyping under `TYPE_CHECKING` alone, so that is set while they are imported. Run by
+`test_shapes.py` in a process of its own, since the hook must come before the first import.
+"""
+
+import builtins
+import sys
+import typing
+from collections.abc import Callable
+
+import einops  # noqa: F401  (what the packages import is imported before TYPE_CHECKING is set)
+import jaxtyping
+import pluggy  # noqa: F401
+import safetensors.torch  # noqa: F401
+import torch
+
+builtins.Tensor = torch.Tensor  # torch.library evaluates annotations, and finds jaxtyping's globals
+typing.TYPE_CHECKING = True
+with jaxtyping.install_import_hook(["mmm_core", "mmm_vit", "mmm_fusion", "mmm_block"], "beartype.beartype"):
+    import mmm_block
+    import mmm_core
+    import mmm_fusion
+    import mmm_vit
+typing.TYPE_CHECKING = False
+randn = torch.randn
+
+
+def core() -> Callable[[], object]:
+    b, l, e, n, g, k = 2, 5, 4, 3, 2, 4
+    u, delta, A, D = randn(b, l, e), randn(b, l, e), -randn(e, n).exp(), randn(e)
+    B, C = randn(b, l, n), randn(b, l, n)
+    mmm_core.selective_scan(u, delta, A, B, C, D, u, D, delta_softplus=True)
+    state = randn(b, e, n)
+    mmm_core.selective_scan(u, delta, A, B, C, initial_state=state, return_final_state=True, reverse=True)
+    grouped = randn(b, l, g, n)
+    mmm_core.selective_scan(u, delta, A, grouped, grouped)
+    packed = torch.tensor([0, 2, 2, l])
+    rows = [x[:1].requires_grad_() for x in (u, delta, B, C)]
+    out, final = mmm_core.selective_scan(
+        rows[0], rows[1], A, rows[2], rows[3], cu_seqlens=packed, return_final_state=True
+    )
+    (out.sum() + final.sum()).backward()
+    mmm_core.selective_state_update(state, u[:, 0], delta[:, 0].detach(), A, B[:, 0], C[:, 0], D)
+    weight = randn(e, k)
+    mmm_core.causal_conv1d(u, weight, D, activation="silu", return_final_state=True)
+    mmm_core.causal_conv1d_update(randn(b, e, k - 1), u[:, 0], weight)
+    mmm_core.Mamba(6)(randn(b, l, 6)).sum().backward()
+    return lambda: mmm_core.selective_scan(u, delta, A.unsqueeze(0), B, C)
+
+
+def vit() -> Callable[[], object]:
+    config = mmm_vit.ViTConfig(image_size=16, patch_size=8, dim=8, depth=2, heads=2, class_token=True)
+    encoder = mmm_vit.VisionTransformer(config)
+    image = randn(2, 3, 16, 24)
+    encoder(image)
+    encoder.encode(image)
+    encoder.features(image, [0, -1], norm=True)
+    return lambda: encoder(image[0])
+
+
+def fusion() -> Callable[[], object]:
+    text, image = randn(2, 5, 8), randn(2, 6, 4)
+    text_mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    image_mask = torch.tensor([[True] * 6, [False] * 6])
+    for method in mmm_fusion.available():
+        fuse = mmm_fusion.create(method.name, 8, 4, heads=2, dropout=0.1)
+        fuse(text, image)
+        fuse(text, None, text_mask=text_mask)
+        fuse(text, image, text_mask=text_mask, image_mask=image_mask, image_grid=(2, 3))
+    fuse = mmm_fusion.create("mlp", 8, 4, heads=2, dropout=0.1)
+    return lambda: fuse(text, image, text_mask=text_mask[0])
+
+
+def block() -> Callable[[], object]:
+    text, image, mask = randn(2, 3, 8), randn(2, 3, 16, 16), torch.ones(2, 3, dtype=torch.bool)
+    sizes = {"image_size": 16, "patch_size": 8, "encoder_dim": 4, "encoder_depth": 1, "encoder_heads": 2}
+    for method in mmm_fusion.available():
+        whole = mmm_block.MultiModalMambaBlock(
+            dim=8, depth=1, dropout=0.1, heads=2, d_state=4, fusion_method=method.name, **sizes
+        )
+        whole(text, image).sum().backward()
+        whole(text, None, text_mask=mask)
+        whole.fuse(text, image)
+    return lambda: whole(text, image, text_mask=mask[0])
+
+
+def main(name: str) -> None:
+    wrong = {"mmm_core": core, "mmm_vit": vit, "mmm_fusion": fusion, "mmm_block": block}[name]()
+    try:
+        wrong()
+    except jaxtyping.TypeCheckError:
+        return
+    sys.exit(f"{name}: a call of the wrong shape went through, so nothing was checked")
+
+
+main(sys.argv[1])
