@@ -1,0 +1,158 @@
+"""What the methods share at their two ends: the checks of what comes in, and the joining of what goes out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .errors import ArgumentError, InputError
+from .interface import FusionMethod, FusionOutput
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+def check_arguments(method: FusionMethod, dim: int, image_dim: int, *, heads: int, dropout: float) -> None:
+    """Refuse constructor arguments that no method can work with. Call it first in `__init__`.
+
+    Args:
+        method: Names the method in the error.
+        dim: Width of the text, at least 1.
+        image_dim: Width of the image tokens, at least 1.
+        heads: Attention heads; divides `dim`, so that any method can take another's place.
+        dropout: Probability, from 0 to below 1.
+
+    Raises:
+        ArgumentError: Names the argument.
+    """
+    where = f"fusion method '{method.name}'"
+    for name, value in {"dim": dim, "image_dim": image_dim, "heads": heads}.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ArgumentError(f"{where}: `{name}` must be an int of at least 1, got {value!r}.")
+    if dim % heads:
+        divisors = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0)
+        raise ArgumentError(f"{where}: `heads` must divide dim = {dim}, got {heads}. Choose one of {divisors}.")
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ArgumentError(f"{where}: `dropout` must be a number from 0 to below 1, got {dropout!r}.")
+
+
+def check_inputs(
+    method: FusionMethod,
+    text: Float[Tensor, "b l dim"],
+    image: Float[Tensor, "b p image_dim"] | None,
+    *,
+    text_mask: Bool[Tensor, "b l"] | None,
+    image_mask: Bool[Tensor, "b p"] | None,
+    image_grid: tuple[int, int] | None,
+) -> tuple[Float[Tensor, "b l dim"], Float[Tensor, "b p image_dim"]]:
+    """Refuse wrong inputs, and make the two hard cases ordinary. Call it first in `forward`.
+
+    Padding is set to zero, so that a NaN there goes no further. A missing image becomes one of no tokens, p = 0: a
+    method that is right for a row without real image tokens needs no branch for `image=None`.
+
+    Args:
+        method: The method called; its `name`, `dim`, `image_dim`, and the dtype and device of its weights are read.
+        text: As in `FusionMethod.forward`; so are the rest.
+        image: May be None.
+        text_mask: May be None.
+        image_mask: May be None.
+        image_grid: May be None.
+
+    Returns:
+        `text` and `image`, with zeros at padding.
+
+    Raises:
+        InputError: Names the tensor, what it must be and what it is.
+    """
+    where = f"fusion method '{method.name}'"
+    _check_shape(where, "text", text, b=None, l=None, dim=method.dim)
+    _check_kind(method, where, "text", text)
+    b, l, _ = text.shape
+    if image is None:
+        for name, value in {"image_mask": image_mask, "image_grid": image_grid}.items():
+            if value is not None:
+                raise InputError(f"{where}: `{name}` must be None where `image` is None. Pass both or neither.")
+        image = text.new_zeros(b, 0, method.image_dim)
+    else:
+        _check_shape(where, "image", image, b=b, p=None, image_dim=method.image_dim)
+        _check_kind(method, where, "image", image)
+    if text_mask is not None:
+        _check_mask(where, "text_mask", text_mask, text.device, b=b, l=l)
+        text = text.masked_fill(~text_mask[..., None], 0)
+    if image_mask is not None:
+        _check_mask(where, "image_mask", image_mask, text.device, b=b, p=image.shape[1])
+        image = image.masked_fill(~image_mask[..., None], 0)
+    if image_grid is not None:
+        _check_grid(where, image_grid, image.shape[1])
+    return text, image
+
+
+def prepend(
+    image: Float[Tensor, "b p dim"],
+    text: Float[Tensor, "b l dim"],
+    *,
+    text_mask: Bool[Tensor, "b l"] | None,
+    image_mask: Bool[Tensor, "b p"] | None,
+) -> FusionOutput:
+    """The sequence [image; text], with its mask.
+
+    Args:
+        image: Image tokens, already `dim` wide.
+        text: Text tokens.
+        text_mask: `(b, l)`, or None where all are real.
+        image_mask: `(b, p)`, or None where all are real.
+
+    Returns:
+        Tokens `(b, p + l, dim)`.
+    """
+    p, l = image.shape[1], text.shape[1]
+    mask = None
+    if text_mask is not None or image_mask is not None:
+        real = torch.ones(1, 1, dtype=torch.bool, device=text.device)
+        image_mask = real.expand(len(text), p) if image_mask is None else image_mask
+        text_mask = real.expand(len(text), l) if text_mask is None else text_mask
+        mask = torch.cat([image_mask, text_mask], dim=1)  # (b, p + l)
+    return FusionOutput(torch.cat([image, text], dim=1), slice(p, p + l), mask)
+
+
+def _check_shape(where: str, name: str, tensor: Tensor, **axes: int | None) -> None:
+    """An axis of None may have any size."""
+    sizes = tuple(axes.values())
+    if tensor.ndim == len(sizes) and all(want in (None, got) for want, got in zip(sizes, tensor.shape, strict=True)):
+        return
+    letters, values = ", ".join(axes), ", ".join(axis if size is None else str(size) for axis, size in axes.items())
+    raise InputError(f"{where}: `{name}` must be ({letters}) = ({values}), got {tuple(tensor.shape)}.")
+
+
+def _check_kind(method: FusionMethod, where: str, name: str, tensor: Tensor) -> None:
+    """The dtype and device of the weights; autocast sees to the dtype itself."""
+    weight = next(method.parameters())
+    free = torch.is_autocast_enabled(tensor.device.type) and tensor.is_floating_point()
+    if tensor.device != weight.device or (tensor.dtype != weight.dtype and not free):
+        raise InputError(
+            f"{where}: `{name}` must be {_kind(weight)}, as the method's weights, got {_kind(tensor)}. "
+            "Move one of them with .to()."
+        )
+
+
+def _check_mask(where: str, name: str, mask: Tensor, device: torch.device, **axes: int) -> None:
+    if mask.dtype != torch.bool or mask.device != device or mask.shape != tuple(axes.values()):
+        letters, values = ", ".join(axes), ", ".join(map(str, axes.values()))
+        raise InputError(
+            f"{where}: `{name}` must be bool ({letters}) = ({values}) on {device}, "
+            f"got {_kind(mask)}, {tuple(mask.shape)}. True marks a real token."
+        )
+
+
+def _check_grid(where: str, grid: tuple[int, int], p: int) -> None:
+    if len(grid) != 2 or min(grid) < 1 or grid[0] * grid[1] != p:
+        raise InputError(
+            f"{where}: `image_grid` must be (h, w) with h * w = {p}, the number of image tokens, got {grid}. "
+            "Leave class and register tokens out of `image`, or pass no grid."
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"

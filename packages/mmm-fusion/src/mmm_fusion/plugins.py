@@ -1,0 +1,232 @@
+"""The registry: loads the plug-ins once, keeps the broken ones out and on record, and makes methods by name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import pluggy
+
+from . import builtin, hookspecs
+from .discovery import GROUP, Plugin, Source, candidates, in_order, plugins_of, wanted
+from .errors import ArgumentError, DuplicateMethodError, PluginError, UnknownMethodError
+from .interface import FusionMethod
+from .rules import check_method, options_of
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A method that can be made by name, and where it comes from."""
+
+    method: type[FusionMethod]
+    source: Source
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What was kept out, and why."""
+
+    source: Source
+    error: BaseException
+
+    def __str__(self) -> str:
+        return f"{self.source} ({type(self.error).__name__}: {' '.join(str(self.error).split())})"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """What is loaded, by name: built-ins first, then the others, each in the order of their names.
+
+    `contested` are the names that more than one distribution claims, with the text of the error.
+    """
+
+    methods: dict[str, Registered]
+    contested: dict[str, str]
+    failures: tuple[Failure, ...]
+
+
+def available() -> tuple[type[FusionMethod], ...]:
+    """The fusion methods that can be made. The first call loads the plug-ins.
+
+    Returns:
+        The classes, built-ins first, then by name.
+
+    Raises:
+        PluginError: Under `MMM_FUSION_STRICT=1`, if a plug-in does not load.
+    """
+    return tuple(entry.method for entry in registry().methods.values())
+
+
+def failures() -> tuple[Failure, ...]:
+    """The plug-ins that were kept out, each with its distribution and exception.
+
+    Returns:
+        The records, in the order of loading.
+
+    Raises:
+        PluginError: Under `MMM_FUSION_STRICT=1`, if there are any.
+    """
+    return registry().failures
+
+
+def create(name: str, dim: int, image_dim: int, *, heads: int, dropout: float, **options: Any) -> FusionMethod:
+    """Make a fusion method by its name.
+
+    Args:
+        name: The `name` of one of `available()`.
+        dim: Width of the text.
+        image_dim: Width of the image tokens.
+        heads: Attention heads, for the methods that attend; divides `dim`.
+        dropout: Probability, from 0 to below 1.
+        options: The method's own.
+
+    Returns:
+        The module, newly initialised.
+
+    Raises:
+        UnknownMethodError: No such method; names the nearest, and what failed to load.
+        DuplicateMethodError: Two distributions claim the name; names both.
+        ArgumentError: An option that the method does not have, or an argument out of range.
+        PluginError: Under `MMM_FUSION_STRICT=1`, if a plug-in does not load.
+    """
+    known = registry()
+    if name in known.contested and name not in known.methods:
+        raise DuplicateMethodError(known.contested[name])
+    if name not in known.methods:
+        raise UnknownMethodError(_unknown(name, known))
+    method = known.methods[name].method
+    _check_options(method, options)
+    return method(dim, image_dim, heads=heads, dropout=dropout, **options)
+
+
+@functools.cache
+def registry() -> Registry:
+    """Load everything, once; `registry.cache_clear()` makes the next use look again."""
+    failed: list[Failure] = []
+    own = Source("mmm-fusion", version("mmm-fusion"))
+    offers = [Registered(method, own) for method in methods_of(builtin)]
+    for plugin in _chosen(failed):
+        offers += _attempt(_load, plugin, plugin.source, failed)
+    contested = _settle(offers, own, failed)
+    if failed and os.environ.get("MMM_FUSION_STRICT", "") not in ("", "0"):
+        raise PluginError(
+            f"MMM_FUSION_STRICT is set, and not all plug-ins load. {_listed(failed)} "
+            "Repair or uninstall what fails, or leave it out by MMM_FUSION_PLUGINS."
+        ) from failed[0].error
+    offers.sort(key=lambda offer: (offer.source != own, offer.method.name))
+    return Registry({offer.method.name: offer for offer in offers}, contested, tuple(failed))
+
+
+def methods_of(plugin: object) -> list[type[FusionMethod]]:
+    """Call the hook of one plug-in, and check what it offers.
+
+    Args:
+        plugin: A module or object with a `hookimpl` named `mmm_fusion_methods`.
+
+    Returns:
+        Its fusion methods.
+
+    Raises:
+        PluginError: What it offers breaks a rule.
+    """
+    # A manager of its own for each: what one does wrong when it registers cannot reach another.
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin)
+    manager.check_pending()  # refuses a hook that does not exist: a misspelt one
+    offered = manager.hook.mmm_fusion_methods()
+    if not offered:
+        raise PluginError("no hook `mmm_fusion_methods`, marked with @hookimpl, that returns fusion methods.")
+    if not isinstance(offered[0], Iterable):
+        raise PluginError(f"mmm_fusion_methods must return an iterable of classes, got {offered[0]!r}.")
+    methods = list(offered[0])
+    if not methods:
+        raise PluginError("mmm_fusion_methods must return at least one class, got none.")
+    for method in methods:
+        check_method(method)
+    return methods
+
+
+def _chosen(failed: list[Failure]) -> list[Plugin]:
+    """The installed plug-ins that `MMM_FUSION_PLUGINS` lets through, in the order of loading."""
+    names = wanted()
+    if names == set():
+        return []
+    plugins = in_order(
+        plugin for source, distribution in candidates() for plugin in _attempt(plugins_of, distribution, source, failed)
+    )
+    if names is None:
+        return plugins
+    for name in sorted(names - {plugin.source.entry_point for plugin in plugins}):
+        error = PluginError(f"no installed distribution has the entry point '{name}' in the group '{GROUP}'.")
+        failed.append(Failure(Source("MMM_FUSION_PLUGINS", entry_point=name), error))
+    return [plugin for plugin in plugins if plugin.source.entry_point in names]
+
+
+def _load(plugin: Plugin) -> list[Registered]:
+    return [Registered(method, plugin.source) for method in methods_of(plugin.entry_point.load())]
+
+
+def _attempt(read: Callable[[S], list[T]], what: S, source: Source, failed: list[Failure]) -> list[T]:
+    """`read(what)`; or nothing, with the reason on record."""
+    try:
+        return read(what)
+    # The one place that catches everything: a stranger's code runs here and may raise anything, even SystemExit. It
+    # must keep nothing else from loading, and nothing is lost: listings show it, and strict mode raises it.
+    except (Exception, SystemExit) as error:
+        failed.append(Failure(source, error))
+        return []
+
+
+def _settle(offers: list[Registered], own: Source, failed: list[Failure]) -> dict[str, str]:
+    """Remove from `offers` the names claimed twice, but for the built-in's claim. Returns the text for each name."""
+    claims: dict[str, list[Registered]] = {}
+    for offer in offers:
+        claims.setdefault(offer.method.name, []).append(offer)
+    contested = {}
+    for name, rivals in claims.items():
+        if len(rivals) == 1:
+            continue
+        sources = " and ".join(str(rival.source) for rival in rivals)
+        contested[name] = f"fusion method '{name}' is offered by {sources}."
+        if rivals[0].source == own:
+            contested[name] += " A built-in is never replaced. Give the other another name."
+            del rivals[0]
+        else:
+            contested[name] += " None of them is loaded. Uninstall one, or choose one by MMM_FUSION_PLUGINS."
+        for rival in rivals:
+            offers.remove(rival)
+            failed.append(Failure(rival.source, DuplicateMethodError(contested[name])))
+    return contested
+
+
+def _check_options(method: type[FusionMethod], options: dict[str, Any]) -> None:
+    known = options_of(method)
+    for option in options:
+        if known is not None and option not in known:
+            nearest = _nearest(option, known)
+            has = f"Its options: {', '.join(sorted(known))}." if known else "It has no options of its own."
+            raise ArgumentError(f"fusion method '{method.name}' has no option '{option}'.{nearest} {has}")
+
+
+def _unknown(name: str, known: Registry) -> str:
+    nearest = _nearest(name, known.methods) or f" Registered: {', '.join(known.methods)}."
+    listed = f" {_listed(known.failures)}" if known.failures else ""
+    return f"fusion method '{name}' is not registered.{nearest}{listed} See `python -m mmm_fusion`."
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.4)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _listed(failed: Iterable[Failure]) -> str:
+    return f"Failed to load: {', '.join(map(str, failed))}."

@@ -1,0 +1,62 @@
+"""What a class must be to register as a fusion method, as far as a look at it tells without making one."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from .errors import PluginError
+from .interface import CONTRACT, FusionMethod
+
+SHARED = ("dim", "image_dim", "heads", "dropout")
+"""The constructor's arguments that are the same for every method."""
+
+
+def check_method(method: object) -> None:
+    """Refuse what is not a fusion method of this contract.
+
+    Args:
+        method: What a plug-in offers: a class, if all is well.
+
+    Raises:
+        PluginError: Names the class and the rule.
+    """
+    if not (inspect.isclass(method) and issubclass(method, FusionMethod)):
+        raise PluginError(f"mmm_fusion_methods must return subclasses of FusionMethod, got {method!r}.")
+    where = f"{method.__module__}.{method.__qualname__}"
+    name = getattr(method, "name", None)
+    if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]*", name)):
+        raise PluginError(
+            f"{where}: `name` must be lower case letters, digits and _, beginning with a letter, got {name!r}."
+        )
+    if method.contract != CONTRACT:
+        raise PluginError(
+            f"{where}: `contract` must be {CONTRACT}, as this mmm-fusion speaks, got {method.contract!r}. "
+            "Install versions of the plug-in and of mmm-fusion that speak the same one."
+        )
+    if inspect.isabstract(method):
+        missing = ", ".join(sorted(method.__abstractmethods__))
+        raise PluginError(f"{where}: must define {missing}.")
+    _check_signature(where, method, "(dim, image_dim, *, heads, dropout, **options with defaults)", SHARED, 2)
+    inputs = ("text", "image", "text_mask", "image_mask", "image_grid")
+    call = "(self, text, image, *, text_mask=None, image_mask=None, image_grid=None)"
+    _check_signature(f"{where}.forward", method.forward, call, ("self", *inputs), 3)
+
+
+def options_of(method: type[FusionMethod]) -> set[str] | None:
+    """The names of a method's own options; None where it takes any."""
+    parameters = inspect.signature(method).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return set(parameters) - set(SHARED)
+
+
+def _check_signature(where: str, function: object, expected: str, names: tuple[str, ...], positional: int) -> None:
+    """`function` can be called with `names`, the first of them by position, the rest by keyword, and nothing else."""
+    signature = inspect.signature(function)  # type: ignore[arg-type]  # a class or a function
+    try:
+        bound = signature.bind(*names[:positional], **dict.fromkeys(names[positional:]))
+    except TypeError:
+        bound = None
+    if bound is None or [bound.arguments.get(name) for name in names[:positional]] != list(names[:positional]):
+        raise PluginError(f"{where}: the signature must be {expected}, got {signature}.")
