@@ -27,14 +27,12 @@ from mmm_vit import ShapeError
         (
             torch.zeros(1, 3, 13, 20),
             ShapeError,
-            "`image` must have y and x divisible by patch_size = (3, 4), got (13, 20). "
-            "Resize or pad it to (15, 20).",
+            "`image` must have y and x divisible by patch_size = (3, 4), got (13, 20). Resize or pad it to (15, 20).",
         ),
         (
             torch.zeros(1, 3, 12, 0),
             ShapeError,
-            "`image` must have y and x divisible by patch_size = (3, 4), got (12, 0). "
-            "Resize or pad it to (12, 4).",
+            "`image` must have y and x divisible by patch_size = (3, 4), got (12, 0). Resize or pad it to (12, 4).",
         ),
         (
             torch.zeros(1, 3, 12, 20, dtype=torch.uint8),

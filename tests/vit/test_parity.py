@@ -56,6 +56,4 @@ def test_timm_names_are_our_names(timm_model, name):
     timm = timm_model(name)
     ours = VisionTransformer(timm.config).state_dict()
     theirs = {key: tensor for key, tensor in timm.weights.items() if not key.startswith("head.")}
-    assert {key: tensor.shape for key, tensor in ours.items()} == {
-        key: tensor.shape for key, tensor in theirs.items()
-    }
+    assert {key: tensor.shape for key, tensor in ours.items()} == {key: tensor.shape for key, tensor in theirs.items()}

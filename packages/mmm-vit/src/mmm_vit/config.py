@@ -90,9 +90,7 @@ class ViTConfig:
             f"`dim` must be divisible by 4 for sin-cos positions, got {dim}. Use positions='learned'.",
         )
         fit = round_up(size, patch)
-        _expect(
-            fit == size, f"`image_size` must be divisible by patch_size = {patch}, got {size}. Use {fit}."
-        )
+        _expect(fit == size, f"`image_size` must be divisible by patch_size = {patch}, got {size}. Use {fit}.")
 
     @property
     def grid(self) -> tuple[int, int]:

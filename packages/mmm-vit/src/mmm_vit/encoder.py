@@ -114,8 +114,13 @@ class VisionTransformer(nn.Module):
         return [found[i] for i in wanted]
 
     def grid(self, y: int, x: int) -> tuple[int, int]:
-        """Rows and columns of patches of an image of y by x pixels.
+        """Rows and columns of patches of an image.
 
+        Args:
+            y: Height in pixels.
+            x: Width in pixels.
+        Returns:
+            `(h, w)`.
         Raises:
             ShapeError: The patch size does not divide the image.
         """
@@ -146,9 +151,7 @@ class VisionTransformer(nn.Module):
     def _patch_positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 p d"]:
         if self.pos_embed is None:
             weight = self.patch_embed.proj.weight
-            return sincos(
-                grid, self.dim, model_grid=self.config.grid, dtype=weight.dtype, device=weight.device
-            )
+            return sincos(grid, self.dim, model_grid=self.config.grid, dtype=weight.dtype, device=weight.device)
         start = self.config.prefix_length if self.config.prefix_positions else 0
         return resample(self.pos_embed[:, start:], self.config.grid, grid)
 
@@ -166,8 +169,7 @@ class VisionTransformer(nn.Module):
             )
         if not image.is_floating_point():
             raise TypeError(
-                f"VisionTransformer: `image` must be floating, got {image.dtype}. "
-                "For bytes, pass image.float() / 255."
+                f"VisionTransformer: `image` must be floating, got {image.dtype}. For bytes, pass image.float() / 255."
             )
         if image.device != device:
             raise ValueError(

@@ -28,8 +28,8 @@ def resample(table: Float[Tensor, "1 p d"], old: Grid, new: Grid) -> Float[Tenso
     Returns:
         `(1, p, d)` with p = h·w of `new`, dtype of `table`; the table itself where the grids agree.
     Source:
-        As timm's `resample_abs_pos_embed`, in at least float32. Two matrix products stand in for torch's kernel,
-        whose backward pass fails under `torch.compile` once sizes are dynamic (torch 2.13).
+        As timm's `resample_abs_pos_embed`, in at least float32. Two matrix products replace torch's kernel, whose
+        backward pass fails under `torch.compile` once sizes are dynamic (torch 2.13).
     """
     if old == new:
         return table
