@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import mmm_fusion
 import torch
-from mmm_core import ShapeError
-from mmm_vit import VisionTransformer, ViTConfig
 from torch import nn
 
+import mmm_fusion
 from mmm_block.layer import MambaLayer, real_first
+from mmm_core import ShapeError
+from mmm_vit import VisionTransformer, ViTConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

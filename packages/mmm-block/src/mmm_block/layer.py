@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmm_core import Mamba
 from torch import nn
+
+from mmm_core import Mamba
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

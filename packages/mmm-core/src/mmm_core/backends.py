@@ -46,13 +46,13 @@ class Explanation(tuple[Verdict, ...]):
         return "\n".join(lines)
 
 
-def why_not(backend: str, device: torch.device) -> str | None:
-    """Why `backend` cannot run on `device`, or None where it can."""
+def why_not(backend: str, name: str, device: torch.device) -> str | None:
+    """Why `backend` cannot run a call whose tensor `name` is on `device`, or None where it can."""
     if backend == "native":
         return native_library.why_not()
     if backend in ("triton", "mamba_ssm"):
         if device.type != "cuda":
-            return f"`u` is on {device.type}"
+            return f"`{name}` is on {device.type}"
         return "this version of mmm-core has no GPU kernels"
     return None
 
@@ -66,17 +66,18 @@ def explain(*tensors: Tensor) -> Explanation:
         One verdict a backend, fastest first. `print(explain())` shows a table.
     """
     device = tensors[0].device if tensors else torch.device("cpu")
-    return Explanation(Verdict(name, why_not(name, device)) for name in NAMES)
+    return Explanation(Verdict(backend, why_not(backend, "u", device)) for backend in NAMES)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiled graph keeps the choice
-def choose(where: str, forced: str | None, device: torch.device) -> str:
-    """Name the backend for a call.
+def choose(where: str, forced: str | None, name: str, device: torch.device) -> str:
+    """Say which backend runs a call.
 
     Args:
         where: The function that calls, for the error's text.
         forced: A backend's name, or None to take `MMM_CORE_BACKEND` or the first that can run.
-        device: Where the call's tensors are.
+        name: The call's first tensor.
+        device: Where it is.
     Returns:
         One of `NAMES`.
     Raises:
@@ -87,11 +88,11 @@ def choose(where: str, forced: str | None, device: torch.device) -> str:
     if forced is None:
         forced, asked_by = os.environ.get("MMM_CORE_BACKEND") or None, "MMM_CORE_BACKEND"
     if forced is None:
-        return next(name for name in NAMES if why_not(name, device) is None)
+        return next(backend for backend in NAMES if why_not(backend, name, device) is None)
     if forced not in NAMES:
         raise ValueError(f"{where}: {asked_by} must be one of {', '.join(NAMES)}, got {forced!r}.")
-    reason = why_not(forced, device)
+    reason = why_not(forced, name, device)
     if reason is not None:
-        can = ", ".join(name for name in NAMES if why_not(name, device) is None)
+        can = ", ".join(backend for backend in NAMES if why_not(backend, name, device) is None)
         raise BackendUnavailable(f"{where}: backend {forced!r} cannot run: {reason}. Can run here: {can}.")
     return forced

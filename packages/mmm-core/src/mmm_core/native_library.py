@@ -8,27 +8,27 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from pathlib import Path
+from importlib import resources
 
 ABI = 1
-_FILE = Path(__file__).parent / {"win32": "mmm_core_native.dll", "darwin": "libmmm_core_native.dylib"}.get(
-    sys.platform, "libmmm_core_native.so"
-)
+_NAMES = {"win32": "mmm_core_native.dll", "darwin": "libmmm_core_native.dylib"}
+NAME = _NAMES.get(sys.platform, "libmmm_core_native.so")
 
 
 @functools.cache
 def load() -> ctypes.CDLL | str:
     """The loaded library, or a sentence that says why there is none."""
-    if not _FILE.exists():
-        return f"{_FILE.name} was not built; reinstall mmm-core where a C++17 compiler is at hand"
+    path = resources.files("mmm_core").joinpath(NAME)  # an editable install keeps it apart from the sources
+    if not path.is_file():
+        return f"{NAME} was not built; reinstall mmm-core where a C++17 compiler is at hand"
     try:
-        library = ctypes.CDLL(str(_FILE))
+        library = ctypes.CDLL(str(path))
     except OSError as error:
-        return f"{_FILE.name} does not load ({error}); reinstall mmm-core on this machine"
+        return f"{NAME} does not load ({error}); reinstall mmm-core on this machine"
     library.mmm_core_isa.restype = ctypes.c_char_p
     abi = library.mmm_core_abi()
     if abi != ABI:
-        return f"{_FILE.name} has ABI {abi}, this mmm_core needs {ABI}; reinstall mmm-core"
+        return f"{NAME} has ABI {abi}, this mmm_core needs {ABI}; reinstall mmm-core"
     return library
 
 

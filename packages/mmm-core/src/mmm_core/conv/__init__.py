@@ -54,7 +54,7 @@ def causal_conv1d(
     expect_rank(where, "x", x, "b l e")
     check_cu_seqlens(where, cu_seqlens, x)
     _check(where, x, weight, bias, activation, "initial_state", initial_state, state_rows(x.shape[0], cu_seqlens))
-    chosen = choose(where, backend, x.device)
+    chosen = choose(where, backend, "x", x.device)
     out, state = _operator(x, weight, bias, initial_state, cu_seqlens, activation == "silu", reverse, chosen)
     return (out, state) if return_final_state else out
 
@@ -107,8 +107,7 @@ def _check(
     """Raise unless the arguments fit each other; `x` sets b, l and e, `weight` sets k."""
     expect_floating(where, {"x": x, "weight": weight, "bias": bias, state_name: state})
     e = x.shape[-1]
-    expect_rank(where, "weight", weight, "e k")
-    taps = max(1, weight.shape[1])
+    taps = max(1, *weight.shape[-1:])
     hint = "If it is a Conv1d's (e, 1, k), pass weight.squeeze(1)." if weight.ndim == 3 else ""
     expect_shape(where, "weight", weight, "e k", (e, taps), hint)
     if bias is not None:

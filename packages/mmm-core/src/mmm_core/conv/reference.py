@@ -25,7 +25,7 @@ def forward(p: Problem) -> tuple[Tensor, Tensor]:
             y = _sum(p, window)
             out[:, t] = F.silu(y) if p.silu else y
             state[span.rows] = window
-    return out, state[..., 1:].to(p.x.dtype)
+    return out, state[..., 1:].to(p.x.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def backward(p: Problem, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:

@@ -73,7 +73,9 @@ def selective_scan(
     if B.ndim == 3:
         tensors = (u, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, z, delta_bias, initial_state)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    out, state, _ = _operator(*tensors, cu_seqlens, delta_softplus, reverse, save, choose(where, backend, u.device))
+    out, state, _ = _operator(
+        *tensors, cu_seqlens, delta_softplus, reverse, save, choose(where, backend, "u", u.device)
+    )
     return (out, state) if return_final_state else out
 
 

@@ -56,7 +56,7 @@ def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     checkpoints = state.new_empty(checkpoint_shape(p) if save else (0,))
     chunks, states = _chunks(p), _to_inner(p, state)
     for rows, tile_states in _tiles(p, states):
-        h = torch.zeros_like(states[:1]).expand(rows.stop - rows.start, -1, -1, -1)
+        h = states.new_zeros(1, *states.shape[1:])
         for chunk in chunks:
             if save:
                 checkpoints[rows, chunk.start // CHUNK] = h
@@ -77,7 +77,7 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
     chunks, states, grad_states = _chunks(p), _to_inner(p, state), _to_inner(p, grad_state)
     grad_A = _to_inner(p, grads.A[None])[0]  # (g, n, f)
     for (rows, tile_states), (_, tile_grads) in zip(_tiles(p, states), _tiles(p, grad_states), strict=True):
-        carry = torch.zeros_like(states[:1])
+        carry = states.new_zeros(1, *states.shape[1:])
         for chunk in reversed(chunks):
             work = _Work(p, rows, chunk)
             entering = checkpoints[rows, chunk.start // CHUNK]

@@ -66,7 +66,7 @@ def _over_channels(p: Problem, x: Tensor, t: int) -> Tensor:
 def _over_groups(p: Problem, x: Tensor) -> Tensor:
     """The sum of (b, e, n) over the channels of each group, (b, g, n)."""
     _, _, e, g, _ = p.sizes
-    return x.view(-1, g, e // g, x.shape[-1]).sum(2)
+    return x.view(x.shape[0], g, e // g, x.shape[-1]).sum(2)
 
 
 def _step(p: Problem, t: int, h: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,164 @@
+"""`causal_conv1d` and `causal_conv1d_update` against the oracle, and the promises of their contract."""
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmm_core import ShapeError, causal_conv1d, causal_conv1d_update
+from mmm_core.testing import OUTPUT_TOLERANCE, ConvCase, assert_correct, rms_error_ratio, ulps_apart
+
+BACKENDS = ["chunked", "reference"]
+CASES = {
+    "everything": ConvCase(),
+    "plain": ConvCase(bias=False, initial_state=False, activation=None),
+    "one tap": ConvCase(k=1),
+    "two taps": ConvCase(k=2, reverse=True),
+    "more taps than positions": ConvCase(l=2, k=5),
+    "more taps than positions, reverse": ConvCase(l=2, k=5, reverse=True),
+    "reverse": ConvCase(reverse=True),
+    "packed": ConvCase(lengths=(3, 0, 1, 9)),
+    "packed, reverse": ConvCase(lengths=(3, 0, 1, 9), reverse=True),
+    "packed, none": ConvCase(lengths=()),
+    "no rows": ConvCase(b=0),
+    "no positions": ConvCase(l=0),
+    "no channels": ConvCase(e=0),
+    **{f"l = {l}": ConvCase(l=l, b=1, e=3) for l in (1, 3, 5, 65, 257)},
+}
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@backends
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_output_state_and_gradients_match_the_oracle(case, backend, dtype):
+    assert_correct(case, partial(causal_conv1d, backend=backend), dtype)
+
+
+@backends
+@pytest.mark.parametrize("case", [ConvCase(l=5, e=2), ConvCase(lengths=(2, 0, 3), e=2, k=3, reverse=True)])
+def test_gradcheck_on_both_outputs_and_all_inputs(case, backend):
+    inputs = case.inputs(torch.float64)
+
+    def conv(*tensors):
+        named = dict(zip(inputs, tensors, strict=True))
+        return causal_conv1d(**named, **case.options(), return_final_state=True, backend=backend)
+
+    assert torch.autograd.gradcheck(conv, tuple(inputs.values()))
+
+
+@backends
+@pytest.mark.parametrize("case", [ConvCase(), ConvCase(lengths=(3, 0, 4), bias=False, reverse=True)])
+def test_opcheck(case, backend):
+    inputs, options = case.inputs(), case.options()
+    tensors = (*(inputs.get(name) for name in ("x", "weight", "bias", "initial_state")), options.get("cu_seqlens"))
+    torch.library.opcheck(torch.ops.mmm_core.causal_conv1d, (*tensors, True, case.reverse, backend))
+
+
+def test_compiles_to_one_graph_with_gradients():
+    def loss(*tensors):
+        out, state = causal_conv1d(*tensors, activation="silu", return_final_state=True)
+        return out.sin().sum() + state.cos().sum()
+
+    inputs = list(ConvCase(initial_state=False).inputs().values())
+    expected = torch.autograd.grad(loss(*inputs), inputs)
+    actual = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(*inputs), inputs)
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+@given(cuts=st.lists(st.integers(0, 20), max_size=4), reverse=st.booleans(), k=st.integers(1, 5))
+def test_any_split_gives_the_result_of_the_whole(cuts, reverse, k):
+    case = ConvCase(l=20, k=k, reverse=reverse)
+    inputs = {name: x.detach() for name, x in case.inputs().items()}
+    whole, final = causal_conv1d(**inputs, **case.options(), return_final_state=True)
+    bounds = [0, *sorted(cuts), 20]
+    pieces, state = [], inputs["initial_state"]
+    pairs = list(pairwise(bounds))
+    for start, stop in reversed(pairs) if reverse else pairs:
+        piece = inputs | {"x": inputs["x"][:, start:stop], "initial_state": state}
+        out, state = causal_conv1d(**piece, **case.options(), return_final_state=True)
+        pieces.append(out)
+    torch.testing.assert_close(torch.cat(pieces[::-1] if reverse else pieces, dim=1), whole)
+    torch.testing.assert_close(state, final, rtol=0, atol=0)
+
+
+@backends
+def test_packed_equals_separate_and_a_nan_stays_in_its_sequence(backend):
+    case = ConvCase(lengths=(5, 2, 6))
+    inputs = {name: x.detach() for name, x in case.inputs().items()}
+    inputs["x"][:, 5:7] = float("nan")
+    packed, states = causal_conv1d(**inputs, **case.options(), return_final_state=True, backend=backend)
+    assert packed[:, 5:7].isnan().all()
+    for k, span in ((0, slice(0, 5)), (2, slice(7, 13))):
+        alone = inputs | {"x": inputs["x"][:, span], "initial_state": inputs["initial_state"][k : k + 1]}
+        out, state = causal_conv1d(**alone, activation="silu", return_final_state=True, backend=backend)
+        torch.testing.assert_close(packed[:, span], out)
+        torch.testing.assert_close(states[k : k + 1], state, rtol=0, atol=0)
+
+
+def test_one_token_at_a_time_gives_the_whole():
+    inputs = {name: x.detach() for name, x in ConvCase(l=7).inputs().items()}
+    whole, final = causal_conv1d(**inputs, activation="silu", return_final_state=True)
+    state = inputs["initial_state"].clone()
+    for t in range(7):
+        token = inputs["x"][:, t]
+        y = causal_conv1d_update(token, state, inputs["weight"], inputs["bias"], activation="silu")
+        assert rms_error_ratio(y, whole[:, t]) <= OUTPUT_TOLERANCE[torch.float32]
+    assert torch.equal(state, final)
+
+
+@backends
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_the_rounded_float32_result(backend, dtype):
+    results = []
+    for width in (dtype, torch.float32):
+        inputs = {name: x.detach().to(width).requires_grad_() for name, x in ConvCase().inputs(dtype).items()}
+        out, state = causal_conv1d(**inputs, activation="silu", return_final_state=True, backend=backend)
+        assert out.dtype == state.dtype == width
+        grads = torch.autograd.grad((out, state), list(inputs.values()), (out.detach(), torch.ones_like(state)))
+        results.append((out, state, *grads))
+    half, wide = results
+    assert ulps_apart(half[0], wide[0].to(dtype)) <= 1
+    assert torch.equal(half[1], wide[1].to(dtype))
+    for x, y in zip(half[2:], wide[2:], strict=True):
+        torch.testing.assert_close(x.float(), y, rtol=2e-2, atol=2e-2)  # their cotangents were rounded
+
+
+@backends
+def test_any_strides(backend):
+    inputs = {name: x.detach() for name, x in ConvCase().inputs().items()}
+    odd = {name: x.transpose(0, -1).contiguous().transpose(0, -1) for name, x in inputs.items()}
+    odd["x"] = torch.cat((inputs["x"], inputs["x"]), dim=-1)[..., 6:]
+    torch.testing.assert_close(causal_conv1d(**odd, backend=backend), causal_conv1d(**inputs, backend=backend))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"x": torch.zeros(17, 6)}, ShapeError, "`x` must be (b, l, e), got (17, 6)."),
+        ({"weight": torch.zeros(6, 1, 4)}, ShapeError, "`weight` must be (e, k) = (6, 4), got (6, 1, 4). "
+         "If it is a Conv1d's (e, 1, k), pass weight.squeeze(1)."),
+        ({"weight": torch.zeros(6, 0)}, ShapeError, "`weight` must be (e, k) = (6, 1), got (6, 0)."),
+        ({"weight": torch.zeros(5, 4)}, ShapeError, "`weight` must be (e, k) = (6, 4), got (5, 4)."),
+        ({"bias": torch.zeros(1)}, ShapeError, "`bias` must be (e,) = (6,), got (1,)."),
+        ({"initial_state": torch.zeros(2, 6, 4)}, ShapeError,
+         "`initial_state` must be (b, e, k-1) = (2, 6, 3), got (2, 6, 4)."),
+        ({"activation": "relu"}, ValueError, "`activation` must be None or 'silu', got 'relu'."),
+        ({"x": torch.zeros(2, 17, 6, dtype=torch.int64)}, TypeError,
+         "`x` must be float16, bfloat16, float32 or float64, got torch.int64. Pass x.float()."),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_named(change, error, text):
+    with pytest.raises(error) as raised:
+        causal_conv1d(**ConvCase().inputs() | change)
+    assert str(raised.value) == f"causal_conv1d: {text}"
+
+
+def test_a_step_names_its_own_arguments():
+    with pytest.raises(ShapeError) as raised:
+        causal_conv1d_update(torch.zeros(2, 6), torch.zeros(2, 6, 4), torch.zeros(6, 4))
+    assert str(raised.value) == "causal_conv1d_update: `state` must be (b, e, k-1) = (2, 6, 3), got (2, 6, 4)."

@@ -1,0 +1,164 @@
+"""The `Mamba` layer: against its definition, its start, its state, and its errors."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmm_core import Mamba, MambaState, ShapeError
+
+
+def plain_mamba(layer, x):
+    """The layer written out in float64, as the paper has it: no scan, one state a token."""
+    p = {name: value.double() for name, value in layer.state_dict().items()}
+    bias = {name: p.get(f"{name}.bias") for name in ("in_proj", "conv1d", "out_proj")}
+    inner, n = p["A_log"].shape
+    x, z = F.linear(x.double(), p["in_proj.weight"], bias["in_proj"]).split(inner, dim=-1)
+    taps = p["conv1d.weight"].shape[-1]
+    x = F.silu(F.conv1d(F.pad(x.mT, (taps - 1, 0)), p["conv1d.weight"], bias["conv1d"], groups=inner).mT)
+    rank = p["dt_proj.weight"].shape[1]
+    dt, B, C = F.linear(x, p["x_proj.weight"]).split([rank, n, n], dim=-1)
+    dt = F.softplus(F.linear(dt, p["dt_proj.weight"], p["dt_proj.bias"]))
+    h, ys = torch.zeros(len(x), inner, n, dtype=torch.float64), []
+    for t in range(x.shape[1]):
+        decay = torch.exp(dt[:, t, :, None] * -p["A_log"].exp())
+        h = decay * h + (dt[:, t] * x[:, t])[..., None] * B[:, t, None]
+        ys.append((h * C[:, t, None]).sum(-1) + p["D"] * x[:, t])
+    return F.linear(torch.stack(ys, dim=1) * F.silu(z), p["out_proj.weight"], bias["out_proj"])
+
+
+OPTIONS = [
+    {},
+    {"d_state": 5, "d_conv": 2, "expand": 3, "dt_rank": 7},
+    {"bias": True, "conv_bias": False, "d_state": 1, "d_conv": 1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_it_is_the_mamba_of_the_paper(options):
+    layer, x = Mamba(20, **options), torch.randn(3, 33, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x).double(), plain_mamba(layer, x), rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_have_the_names_and_shapes_of_mamba_ssm():
+    shapes = {name: tuple(p.shape) for name, p in Mamba(40).named_parameters()}
+    assert shapes == {
+        "A_log": (80, 16),
+        "D": (80,),
+        "in_proj.weight": (160, 40),
+        "conv1d.weight": (80, 1, 4),
+        "conv1d.bias": (80,),
+        "x_proj.weight": (3 + 32, 80),
+        "dt_proj.weight": (80, 3),
+        "dt_proj.bias": (80,),
+        "out_proj.weight": (40, 80),
+    }
+
+
+def test_the_start_is_mamba_ssms():
+    layer = Mamba(1024, expand=4)
+    torch.testing.assert_close(layer.A_log.exp(), torch.arange(1.0, 17).expand(4096, 16))
+    assert (layer.D == 1).all()
+    dt = F.softplus(layer.dt_proj.bias.detach()).log10()
+    assert -3 <= dt.min() < -2.9
+    assert -1.1 < dt.max() <= -1 + 1e-6
+    assert abs(dt.mean() + 2) < 0.05  # log-uniform between 0.001 and 0.1
+    assert abs(dt.std() - 2 / math.sqrt(12)) < 0.05
+    assert layer.dt_proj.weight.abs().max() <= 64**-0.5
+    assert layer.dt_proj.weight.std().item() == pytest.approx(64**-0.5 / math.sqrt(3), rel=0.05)
+
+
+def test_no_weight_decay_on_the_state_space():
+    marked = {name for name, p in Mamba(8).named_parameters() if getattr(p, "_no_weight_decay", False)}
+    assert marked == {"A_log", "D", "dt_proj.bias"}
+
+
+@pytest.mark.parametrize("cuts", [(7, 15), (1, 2), (32,), (33, 33), ()])
+def test_prefill_continuation_and_steps_give_the_whole(cuts):
+    layer, x = Mamba(12), torch.randn(2, 33, 12)
+    with torch.no_grad():
+        whole, final = layer(x, return_state=True)
+        pieces, state = [], None
+        bounds = [0, *cuts, *range(max(cuts, default=0) + 1, 34)]
+        for start, stop in pairwise(bounds):
+            piece, state = layer(x[:, start:stop], state, return_state=True)
+            pieces.append(piece)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state, final, rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_is_read_and_never_written():
+    layer = Mamba(8)
+    _, state = layer(torch.randn(2, 5, 8), return_state=True)
+    before = [tensor.clone() for tensor in state]
+    first, _ = layer(x := torch.randn(2, 1, 8), state, return_state=True)
+    second, _ = layer(x, state, return_state=True)
+    assert torch.equal(first, second)
+    assert all(map(torch.equal, state, before))
+    assert [tuple(tensor.shape) for tensor in state] == [(2, 16, 3), (2, 16, 16)]
+
+
+def test_packed_texts_do_not_see_each_other():
+    layer, x = Mamba(8), torch.randn(1, 12, 8)
+    with torch.no_grad():
+        packed, state = layer(x, return_state=True, cu_seqlens=torch.tensor([0, 4, 4, 12]))
+        alone = [layer(x[:, :4], return_state=True), layer(x[:, 4:], return_state=True)]
+    torch.testing.assert_close(packed, torch.cat([y for y, _ in alone], dim=1))
+    for k, (_, single) in zip((0, 2), alone, strict=True):
+        torch.testing.assert_close(state.ssm[k : k + 1], single.ssm)
+        torch.testing.assert_close(state.conv[k : k + 1], single.conv)
+
+
+def test_it_is_causal_and_every_parameter_learns():
+    layer, x = Mamba(8), torch.randn(2, 9, 8, requires_grad=True)
+    y = layer(x)
+    (grad,) = torch.autograd.grad(y[:, 4].sum(), x, retain_graph=True)
+    assert (grad[:, 5:] == 0).all()
+    assert (grad[:, :5] != 0).any(-1).all()
+    y.square().sum().backward()
+    assert all((p.grad != 0).any() for p in layer.parameters())
+
+
+def test_it_learns_through_the_state():
+    layer = Mamba(8)
+    x = torch.randn(1, 6, 8, requires_grad=True)
+    _, state = layer(x[:, :3], return_state=True)
+    (split,) = torch.autograd.grad(layer(x[:, 3:], state).sum(), x)
+    (whole,) = torch.autograd.grad(layer(x)[:, 3:].sum(), x)
+    torch.testing.assert_close(split, whole)
+
+
+def test_compiles_to_one_graph_for_any_length():
+    layer = Mamba(8)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for l in (4, 7, 9):
+        x = torch.randn(2, l, 8)
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_bfloat16_stays_bfloat16_and_keeps_a_float32_state():
+    layer = Mamba(16).bfloat16()
+    y, state = layer(torch.randn(2, 7, 16, dtype=torch.bfloat16), return_state=True)
+    assert (y.dtype, state.conv.dtype, state.ssm.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+
+
+def test_autocast_is_close_to_float32():
+    layer, x = Mamba(16), torch.randn(2, 7, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="must be at least 1") as raised:
+        Mamba(8, d_state=0)
+    assert str(raised.value) == "Mamba: `d_state` must be at least 1, got 0."
+    with pytest.raises(ShapeError) as raised:
+        Mamba(8)(torch.zeros(2, 5, 7))
+    assert str(raised.value) == "Mamba: `x` must be (b, l, dim) with dim = 8, got (2, 5, 7)."
+    with pytest.raises(ShapeError, match="`initial_state` must be"):
+        Mamba(8)(torch.zeros(2, 5, 8), MambaState(torch.zeros(2, 8, 3), torch.zeros(2, 16, 16)))

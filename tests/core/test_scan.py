@@ -1,0 +1,364 @@
+"""`selective_scan` and `selective_state_update` against the oracle, and the promises of their contract."""
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmm_core import ShapeError, selective_scan, selective_state_update
+from mmm_core.scan import chunked, operator
+from mmm_core.scan.problem import Problem
+from mmm_core.testing import OUTPUT_TOLERANCE, ScanCase, assert_correct, rms_error_ratio, ulps_apart
+
+BACKENDS = ["chunked", "reference"]
+CASES = {
+    "plain": ScanCase(D=False, z=False, delta_bias=False, initial_state=False, delta_softplus=False),
+    "everything": ScanCase(),
+    "no softplus": ScanCase(delta_softplus=False),
+    "no gate": ScanCase(z=False),
+    "no skip": ScanCase(D=False),
+    "one group": ScanCase(groups=1),
+    "groups": ScanCase(b=3, groups=3),
+    "a group a channel": ScanCase(groups=6),
+    "one state": ScanCase(n=1),
+    "many states": ScanCase(l=3, e=2, n=33),
+    "reverse": ScanCase(reverse=True),
+    "reverse groups": ScanCase(l=65, e=4, groups=2, reverse=True),
+    "packed": ScanCase(lengths=(3, 1, 40, 5, 17)),
+    "packed, empty ones": ScanCase(lengths=(0, 3, 0, 0, 35, 0), groups=2),
+    "packed, reverse": ScanCase(lengths=(31, 0, 1, 33), reverse=True),
+    "packed, fresh": ScanCase(lengths=(2, 7), initial_state=False),
+    "packed, none": ScanCase(lengths=()),
+    "no rows": ScanCase(b=0),
+    "no positions": ScanCase(l=0),
+    "no channels": ScanCase(e=0),
+    "no channels, groups": ScanCase(e=0, groups=2),
+    **{f"l = {l}": ScanCase(l=l, b=1, e=3, n=2) for l in (1, 2, 3, 5, 63, 64, 65, 257)},
+}
+case_names = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@backends
+@case_names
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_output_state_and_gradients_match_the_oracle(case, backend, dtype):
+    assert_correct(case, partial(selective_scan, backend=backend), dtype)
+
+
+@backends
+@pytest.mark.parametrize(
+    "case", [ScanCase(l=4, e=2, n=2), ScanCase(lengths=(2, 0, 3), e=4, n=1, groups=2, reverse=True)]
+)
+def test_gradcheck_on_both_outputs_and_all_inputs(case, backend):
+    inputs = case.inputs(torch.float64)
+
+    def scan(*tensors):
+        named = dict(zip(inputs, tensors, strict=True))
+        return selective_scan(**named, **case.options(), return_final_state=True, backend=backend)
+
+    assert torch.autograd.gradcheck(scan, tuple(inputs.values()))
+
+
+@backends
+@pytest.mark.parametrize("case", [ScanCase(), ScanCase(lengths=(3, 0, 4), reverse=True), ScanCase(D=False, z=False)])
+def test_opcheck(case, backend):
+    inputs = case.inputs()
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+    tensors = {name: inputs.get(name) for name in names}
+    tensors |= {name: tensors[name].detach().unsqueeze(2).requires_grad_() for name in ("B", "C")}
+    options = case.options()
+    arguments = (*tensors.values(), options.get("cu_seqlens"), case.delta_softplus, case.reverse, True, backend)
+    torch.library.opcheck(torch.ops.mmm_core.selective_scan, arguments)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
+def test_compiles_to_one_graph_with_gradients(compiler):
+    def loss(*tensors):
+        out, state = selective_scan(*tensors, delta_softplus=True, return_final_state=True)
+        return (out.sin() + 1).sum() + state.cos().sum()
+
+    inputs = ScanCase(initial_state=False).inputs()
+    expected = torch.autograd.grad(loss(*inputs.values()), list(inputs.values()))
+    actual = torch.autograd.grad(
+        torch.compile(loss, fullgraph=True, backend=compiler)(*inputs.values()), list(inputs.values())
+    )
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_export_sees_one_node():
+    class Scan(torch.nn.Module):
+        def forward(self, u, delta, A, B, C):
+            return selective_scan(u, delta, A, B, C, delta_softplus=True)
+
+    inputs = tuple(x.detach() for x in list(ScanCase().inputs().values())[:5])
+    program = torch.export.export(Scan(), inputs)
+    scans = [node for node in program.graph.nodes if "mmm_core" in str(node.target)]
+    assert [str(node.target) for node in scans] == ["mmm_core.selective_scan.default"]
+    torch.testing.assert_close(program.module()(*inputs), Scan()(*inputs))
+
+
+@given(cuts=st.lists(st.integers(0, 70), max_size=4), reverse=st.booleans(), groups=st.sampled_from([None, 2]))
+def test_any_split_gives_the_result_of_the_whole(cuts, reverse, groups):
+    case = ScanCase(l=70, e=4, groups=groups, reverse=reverse)
+    inputs = {name: x.detach() for name, x in case.inputs().items()}
+    whole, final = selective_scan(**inputs, **case.options(), return_final_state=True)
+    bounds = [0, *sorted(cuts), 70]
+    pieces, state = [], inputs["initial_state"]
+    pairs = list(pairwise(bounds))
+    for start, stop in reversed(pairs) if reverse else pairs:
+        piece = {k: x[:, start:stop] if k in ("u", "delta", "B", "C", "z") else x for k, x in inputs.items()}
+        out, state = selective_scan(**piece | {"initial_state": state}, **case.options(), return_final_state=True)
+        pieces.append(out)
+    joined = torch.cat(pieces[::-1] if reverse else pieces, dim=1)
+    assert rms_error_ratio(joined, whole) <= OUTPUT_TOLERANCE[torch.float32]
+    assert rms_error_ratio(state, final) <= OUTPUT_TOLERANCE[torch.float32]
+
+
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5), reverse=st.booleans())
+def test_packed_equals_separate(lengths, reverse):
+    case = ScanCase(lengths=tuple(lengths), e=4, groups=2, reverse=reverse)
+    inputs = {name: x.detach() for name, x in case.inputs().items()}
+    packed, states = selective_scan(**inputs, **case.options(), return_final_state=True)
+    start = 0
+    for k, length in enumerate(lengths):
+        span = slice(start, start := start + length)
+        alone = {name: x[:, span] if name in ("u", "delta", "B", "C", "z") else x for name, x in inputs.items()}
+        alone["initial_state"] = inputs["initial_state"][k : k + 1]
+        out, state = selective_scan(**alone, delta_softplus=True, reverse=reverse, return_final_state=True)
+        torch.testing.assert_close(packed[:, span], out)
+        torch.testing.assert_close(states[k : k + 1], state)
+
+
+@backends
+def test_reverse_is_the_scan_of_the_flipped_sequence(backend):
+    inputs = {name: x.detach() for name, x in ScanCase(l=37).inputs().items()}
+    flipped = {name: x.flip(1) if name in ("u", "delta", "B", "C", "z") else x for name, x in inputs.items()}
+    out, state = selective_scan(**inputs, delta_softplus=True, reverse=True, return_final_state=True, backend=backend)
+    other, other_state = selective_scan(**flipped, delta_softplus=True, return_final_state=True, backend=backend)
+    torch.testing.assert_close(out, other.flip(1))
+    torch.testing.assert_close(state, other_state)
+
+
+def test_one_token_at_a_time_gives_the_scan():
+    case = ScanCase(l=9, groups=2)
+    inputs = {name: x.detach() for name, x in case.inputs().items()}
+    state = inputs.pop("initial_state").clone()
+    whole, final = selective_scan(**inputs, delta_softplus=True, initial_state=state.clone(), return_final_state=True)
+    for t in range(9):
+        token = {name: x[:, t] if name in ("u", "delta", "B", "C", "z") else x for name, x in inputs.items()}
+        y = selective_state_update(state, **token, delta_softplus=True)
+        assert rms_error_ratio(y, whole[:, t]) <= OUTPUT_TOLERANCE[torch.float32]
+    assert rms_error_ratio(state, final) <= OUTPUT_TOLERANCE[torch.float32]
+
+
+@backends
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_nan_stays_in_its_row_or_sequence(backend, packed):
+    case = ScanCase(lengths=(4, 30, 6)) if packed else ScanCase(b=3, l=34)
+    poisoned = (0, slice(4, 34)) if packed else (1,)
+    inputs = case.inputs()
+    clean = {name: x.detach().clone() for name, x in inputs.items()}
+    dirty = {name: x.clone() for name, x in clean.items()}
+    for name in ("u", "delta", "B", "C", "z"):
+        dirty[name][poisoned] = float("nan")
+    dirty["initial_state"][1] = float("nan")
+    seen = []
+    for tensors in (clean, dirty):
+        leaves = {name: x.requires_grad_() for name, x in tensors.items()}
+        outputs = selective_scan(**leaves, **case.options(), return_final_state=True, backend=backend)
+        loss = sum(y.nan_to_num().square().sum() for y in outputs)
+        per_position = [leaves[name] for name in ("u", "delta", "B", "C", "z")]
+        seen.append((*outputs, *torch.autograd.grad(loss, [*per_position, leaves["initial_state"]])))
+    for x, y in zip(*seen, strict=True):
+        one_a_sequence = x.ndim == 3 and x.shape[-1] == case.n and x.shape[0] == 3 and x.shape[1] == case.e
+        where = (1,) if one_a_sequence else poisoned
+        rest = torch.ones(x.shape[:2] if x.shape[0] == 1 else x.shape[:1], dtype=torch.bool)
+        rest[where] = False
+        torch.testing.assert_close(x[rest], y[rest], rtol=0, atol=0)
+        assert y[~rest].isnan().any()
+
+
+@backends
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_the_rounded_float32_result(backend, dtype):
+    case = ScanCase(l=40)
+    results = []
+    for width in (dtype, torch.float32):
+        inputs = {name: x.detach().to(width).requires_grad_() for name, x in case.inputs(dtype).items()}
+        out, state = selective_scan(**inputs, delta_softplus=True, return_final_state=True, backend=backend)
+        assert out.dtype == width
+        assert state.dtype == torch.float32
+        cotangent = torch.linspace(-1, 1, out.numel()).view_as(out).to(dtype).to(width)
+        grads = torch.autograd.grad((out, state), list(inputs.values()), (cotangent, torch.ones_like(state)))
+        assert all(grad.dtype == width for grad in grads)
+        results.append((out, *grads))
+    for half, wide in zip(*results, strict=True):
+        assert ulps_apart(half, wide.to(dtype)) <= 1
+
+
+@backends
+def test_mixed_dtypes_compute_in_the_widest_that_counts(backend):
+    inputs = ScanCase().inputs()
+    halves = {name: x.detach().bfloat16() if name in ("u", "B", "z") else x.detach() for name, x in inputs.items()}
+    out, state = selective_scan(**halves, return_final_state=True, backend=backend)
+    assert (out.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+    wide, state = selective_scan(**halves | {"A": halves["A"].double()}, return_final_state=True, backend=backend)
+    assert (wide.dtype, state.dtype) == (torch.bfloat16, torch.float64)
+    assert ulps_apart(wide, out) <= 1
+
+
+@backends
+def test_any_strides(backend):
+    inputs = {name: x.detach() for name, x in ScanCase(b=2, l=9, e=4).inputs().items()}
+    odd = {name: x.transpose(0, -1).contiguous().transpose(0, -1) for name, x in inputs.items()}
+    odd["z"] = torch.cat((inputs["z"], inputs["z"]), dim=-1)[..., 4:]
+    odd["delta"] = inputs["delta"][:, :, :1].expand(2, 9, 4)
+    plain = inputs | {"delta": odd["delta"].clone()}
+    leaves = [{name: x.requires_grad_() for name, x in tensors.items()} for tensors in (odd, plain)]
+    outputs = [selective_scan(**tensors, backend=backend) for tensors in leaves]
+    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    grads = [torch.autograd.grad(y.sum(), list(t.values())) for y, t in zip(outputs, leaves, strict=True)]
+    for x, y in zip(*grads, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_outputs_never_share_memory_with_inputs():
+    inputs = {name: x.detach() for name, x in ScanCase(l=0).inputs().items()}
+    _, state = selective_scan(**inputs, return_final_state=True)
+    state.zero_()
+    assert inputs["initial_state"].abs().sum() > 0
+
+
+def test_rows_do_not_depend_on_how_many_stand_beside_them(monkeypatch):
+    inputs = {name: x.detach() for name, x in ScanCase(b=5, l=40).inputs().items()}
+    whole = selective_scan(**inputs)
+    monkeypatch.setattr(chunked, "TILE", 1)
+    torch.testing.assert_close(selective_scan(**inputs), whole)
+
+
+def test_chunked_holds_no_tensor_of_the_whole_length_by_state():
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **kwargs or {})
+            for x in torch.utils._pytree.tree_leaves(out):
+                if isinstance(x, torch.Tensor):
+                    self.elements = max(self.elements, x.numel())
+            return out
+
+    case = ScanCase(b=1, l=512, e=8, n=16)
+    inputs = {name: x.detach() for name, x in case.inputs().items()}
+    inputs |= {name: inputs[name].unsqueeze(2) for name in ("B", "C")}
+    problem = Problem(**inputs, cu_seqlens=None, delta_softplus=True, reverse=False)
+    with Largest() as largest:
+        out, state, checkpoints = chunked.forward(problem, save=True)
+        chunked.backward(problem, checkpoints, out, state)
+    assert largest.elements == max(512 * 8, 512 * 16, chunked.CHUNK * 8 * 16)
+
+
+def test_gradients_of_parameters_accumulate_in_float32():
+    case = ScanCase(b=1, l=4096, e=1, n=1, z=False, delta_softplus=False, initial_state=False, delta_bias=False)
+    inputs = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in case.shapes().items()}
+    inputs["D"].requires_grad_()
+    (grad,) = torch.autograd.grad(selective_scan(**inputs).sum(), [inputs["D"]])
+    assert grad.item() == 4096  # a bfloat16 sum of ones stops at 256
+
+
+@backends
+def test_the_forced_backend_is_the_one_that_runs(backend, monkeypatch):
+    ran = []
+    module = operator.BACKENDS[backend]
+    monkeypatch.setattr(module, "forward", lambda *a, run=module.forward: ran.append(backend) or run(*a))
+    inputs = ScanCase().inputs()
+    selective_scan(**inputs, backend=backend)
+    monkeypatch.setenv("MMM_CORE_BACKEND", backend)
+    selective_scan(**inputs)
+    assert ran == [backend, backend]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (
+            {"B": (2, 16, 64)},
+            ShapeError,
+            "selective_scan: `B` must be (b, l, n) = (2, 64, 16), got (2, 16, 64). "
+            "If it is (b, n, l), pass B.transpose(1, 2).",
+        ),
+        ({"u": (64, 8)}, ShapeError, "selective_scan: `u` must be (b, l, e), got (64, 8)."),
+        ({"delta": (2, 64, 1)}, ShapeError, "selective_scan: `delta` must be (b, l, e) = (2, 64, 8), got (2, 64, 1)."),
+        ({"A": (8,)}, ShapeError, "selective_scan: `A` must be (e, n) with e = 8 and n >= 1, got (8,)."),
+        ({"A": (8, 0)}, ShapeError, "selective_scan: `A` must be (e, n) with e = 8 and n >= 1, got (8, 0)."),
+        ({"D": (1,)}, ShapeError, "selective_scan: `D` must be (e,) = (8,), got (1,)."),
+        ({"z": (2, 64, 4)}, ShapeError, "selective_scan: `z` must be (b, l, e) = (2, 64, 8), got (2, 64, 4)."),
+        (
+            {"C": (2, 64, 2, 16)},
+            ShapeError,
+            "selective_scan: `B` and `C` must have the same shape, got (2, 64, 16) and (2, 64, 2, 16).",
+        ),
+        (
+            {"B": (2, 64, 3, 16), "C": (2, 64, 3, 16)},
+            ShapeError,
+            "selective_scan: e = 8 must be divisible by the g = 3 groups of `B`.",
+        ),
+        (
+            {"initial_state": (1, 8, 16)},
+            ShapeError,
+            "selective_scan: `initial_state` must be (b, e, n) = (2, 8, 16), got (1, 8, 16).",
+        ),
+    ],
+)
+def test_a_wrong_shape_is_named(change, error, text):
+    case = ScanCase(b=2, l=64, e=8, n=16)
+    inputs = case.inputs() | {name: torch.zeros(shape) for name, shape in change.items()}
+    with pytest.raises(error) as raised:
+        selective_scan(**inputs)
+    assert str(raised.value) == text
+
+
+def test_a_wrong_dtype_or_device_is_named():
+    inputs = ScanCase().inputs()
+    with pytest.raises(TypeError) as raised:
+        selective_scan(**inputs | {"u": inputs["u"].long()})
+    assert str(raised.value) == (
+        "selective_scan: `u` must be float16, bfloat16, float32 or float64, got torch.int64. Pass u.float()."
+    )
+    with pytest.raises(ValueError, match="`D` must be on the device") as raised:
+        selective_scan(**inputs | {"D": inputs["D"].to("meta")})
+    assert str(raised.value) == (
+        "selective_scan: `D` must be on the device of `u` = cpu, got meta. Pass D.to(u.device)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("cu_seqlens", "b", "error", "text"),
+    [
+        ([0, 5, 3, 17], 1, ShapeError, "must rise from 0 to l = 17, got [0, 5, 3, 17]."),
+        ([0, 5], 1, ShapeError, "must rise from 0 to l = 17, got [0, 5]."),
+        ([1, 17], 1, ShapeError, "must rise from 0 to l = 17, got [1, 17]."),
+        ([0, 17], 2, ShapeError, "needs b = 1, got b = 2. Pack the rows into one."),
+        ([[0, 17]], 1, ShapeError, "must be (k+1,) with a zero first, got (1, 2)."),
+        ([0.0, 17.0], 1, TypeError, "must be int32 or int64, got torch.float32."),
+    ],
+)
+def test_wrong_boundaries_are_named(cu_seqlens, b, error, text):
+    inputs = ScanCase(b=b, initial_state=False).inputs()
+    with pytest.raises(error) as raised:
+        selective_scan(**inputs, cu_seqlens=torch.tensor(cu_seqlens))
+    assert str(raised.value).startswith(f"selective_scan: `cu_seqlens` {text}")
+
+
+def test_a_step_names_its_own_arguments():
+    inputs = {name: x.detach() for name, x in ScanCase(l=1).inputs().items()}
+    token = {name: x[:, 0] if name in ("u", "delta", "B", "C", "z") else x for name, x in inputs.items()}
+    state = token.pop("initial_state")
+    with pytest.raises(ShapeError) as raised:
+        selective_state_update(state[:1], **token)
+    assert str(raised.value) == "selective_state_update: `state` must be (b, e, n) = (2, 6, 3), got (1, 6, 3)."
