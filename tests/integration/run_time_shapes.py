@@ -9,11 +9,13 @@ import sys
 import typing
 from collections.abc import Callable
 
-import einops  # noqa: F401  (what the packages import is imported before TYPE_CHECKING is set)
+import beartype  # noqa: F401  (all that the packages import comes before TYPE_CHECKING is set)
+import einops  # noqa: F401
 import jaxtyping
 import pluggy  # noqa: F401
 import safetensors.torch  # noqa: F401
 import torch
+import torch._dynamo
 
 builtins.Tensor = torch.Tensor  # torch.library evaluates annotations, and finds jaxtyping's globals
 typing.TYPE_CHECKING = True
@@ -44,7 +46,7 @@ def core() -> Callable[[], object]:
     mmm_core.selective_state_update(state, u[:, 0], delta[:, 0].detach(), A, B[:, 0], C[:, 0], D)
     weight = randn(e, k)
     mmm_core.causal_conv1d(u, weight, D, activation="silu", return_final_state=True)
-    mmm_core.causal_conv1d_update(randn(b, e, k - 1), u[:, 0], weight)
+    mmm_core.causal_conv1d_update(u[:, 0], randn(b, e, k - 1), weight)
     mmm_core.Mamba(6)(randn(b, l, 6)).sum().backward()
     return lambda: mmm_core.selective_scan(u, delta, A.unsqueeze(0), B, C)
 
