@@ -93,13 +93,12 @@ class MultiModalMambaBlock(nn.Module):
         self.fusion = mmm_fusion.create(
             fusion_method, dim, encoder_dim, heads=heads, dropout=dropout, **(fusion_options or {})
         )
-        self.layers = nn.ModuleList(
-            MambaLayer(dim, dropout, d_state=d_state, d_conv=d_conv, expand=expand) for _ in range(depth)
-        )
-        self.norm_f = nn.RMSNorm(dim, eps=1e-5)
+        layers = [MambaLayer(dim, dropout, d_state=d_state, d_conv=d_conv, expand=expand) for _ in range(depth)]
         with torch.no_grad():
-            for layer in self.layers:  # as mamba_ssm: the sum of the branches starts at the scale of one
+            for layer in layers:  # as mamba_ssm: the sum of the branches starts at the scale of one
                 layer.mixer.out_proj.weight /= math.sqrt(depth)
+        self.layers = nn.ModuleList(layers)
+        self.norm_f = nn.RMSNorm(dim, eps=1e-5)
 
     def forward(
         self,
@@ -157,15 +156,18 @@ class MultiModalMambaBlock(nn.Module):
         Returns:
             The tokens, the slice of them where the text stands, and their mask.
         """
-        if image is None:
-            return self.fusion(text, None, text_mask=text_mask)
-        tokens, grid = image if isinstance(image, ImageTokens) else self.encode(image)
-        if tokens.shape[0] != text.shape[0]:
+        if image is not None and not isinstance(image, ImageTokens):
+            image = self.encode(image)
+        tokens, grid = (None, None) if image is None else image
+        if tokens is not None and tokens.shape[0] != text.shape[0]:
             raise ShapeError(
                 f"MultiModalMambaBlock: `image` must have b = {text.shape[0]} rows as `text`, got {tokens.shape[0]}. "
                 "To ask several questions of an image, index the tokens that encode() returns."
             )
-        return self.fusion(text, tokens, text_mask=text_mask, image_mask=image_mask, image_grid=grid)
+        fused: mmm_fusion.FusionOutput = self.fusion(
+            text, tokens, text_mask=text_mask, image_mask=image_mask, image_grid=grid
+        )
+        return fused
 
     def backbone(self, fused: mmm_fusion.FusionOutput) -> Float[Tensor, "b m d"]:
         """Run the Mamba layers and the final norm over what `fuse` returned.

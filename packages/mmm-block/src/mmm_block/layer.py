@@ -24,7 +24,8 @@ class MambaLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m d"]:
         """Mix the tokens, (b, m, dim), with those before them."""
-        return x + self.dropout(self.mixer(self.norm(x)))
+        branch: Tensor = self.dropout(self.mixer(self.norm(x)))
+        return x + branch
 
 
 def real_first(mask: Bool[Tensor, "b m"]) -> Int[Tensor, "b m 1"]:
