@@ -1,0 +1,202 @@
+"""The `mmm` command: parses its arguments, and turns the errors that a user can mend into one line each."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from mmm_train.config import PARTS, Config, merge, read_yaml
+from mmm_train.errors import ConfigError, Interrupted, TrainError
+
+if TYPE_CHECKING:
+    from mmm_train.run import Run
+
+USER_ERROR = 2
+STOPPED = 130  # what shells show of a program that Ctrl-C ended
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the `mmm` command.
+
+    Args:
+        arguments: Words after `mmm`; by default those of the command line.
+    Returns:
+        The exit status: 0, or 2 after an error that the user can mend, or 130 after Ctrl-C.
+    """
+    from mmm_fusion import FusionError
+
+    parser = build_parser()
+    try:
+        options = parser.parse_args(arguments, defaults=False)
+        if options.get("subcommand") is None:
+            parser.print_help()
+            return 0
+        COMMANDS[options.subcommand](options[options.subcommand])
+    except ArgumentError as error:
+        return _fail(_readable(error))
+    except Interrupted as stop:
+        return _fail(str(stop), status=STOPPED, style="yellow")
+    except KeyboardInterrupt:
+        return _fail("Stopped.", status=STOPPED, style="yellow")
+    except (TrainError, FusionError) as error:
+        return _fail(str(error))
+    return 0
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the `mmm` command.
+
+    Returns:
+        A parser with one subcommand for each of `COMMANDS`.
+    """
+    parser = ArgumentParser(
+        prog="mmm",
+        description="Train models that answer questions about pictures, and ask them.",
+        version=f"mmm-train {version('mmm-train')}",
+        exit_on_error=False,
+    )
+    commands = parser.add_subcommands(required=False, metavar="COMMAND")
+    for name, (add, text) in {
+        "demo": (_demo_arguments, "train on easy-vqa's drawings and show how well it went"),
+        "train": (_train_arguments, "train on a folder of pictures, or go on with a training"),
+        "eval": (_eval_arguments, "let a trained model answer its test questions"),
+        "ask": (_ask_arguments, "ask a trained model about a picture"),
+    }.items():
+        command = ArgumentParser(description=f"{text[0].upper()}{text[1:]}.", exit_on_error=False)
+        add(command)
+        commands.add_subcommand(name, command, help=text)
+    return parser
+
+
+def _demo_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--fusion", default="mlp", help="fusion method; `python -m mmm_fusion` lists them")
+    parser.add_argument("--out", type=str, help="run folder (default: runs/demo, or the first free runs/demo-N)")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training pictures")
+    parser.add_argument("--seed", type=int, default=0, help="start of every random number")
+
+
+def _train_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=str, help="run folder (default: runs/train, or the first free runs/train-N)")
+    parser.add_argument("--resume", type=str, metavar="RUN", help="go on with the training of this run folder")
+    _add_settings(parser)
+
+
+def _eval_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, metavar="RUN", help="run folder; its settings hold where none is given")
+    _add_settings(parser)
+
+
+def _ask_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, metavar="RUN", help="run folder")
+    parser.add_argument("picture", type=str, metavar="PICTURE", help="picture file")
+    parser.add_argument("question", type=str, metavar="QUESTION", help='such as "what color is the shape?"')
+    parser.add_argument("--top", type=int, default=5, help="how many answers to show")
+
+
+def _add_settings(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", type=str, metavar="FILE", help="YAML with settings; flags win over it")
+    for name, part in PARTS.items():
+        parser.add_class_arguments(part, name)
+
+
+def _demo(options: Namespace) -> None:
+    from mmm_train.demo import demo_config
+    from mmm_train.training import train
+
+    given = {name: options[name] for name in ("fusion", "epochs", "seed") if name in options}
+    train(demo_config(**given), _folder(options, "demo"))
+
+
+def _train(options: Namespace) -> None:
+    from mmm_train.training import resume, train
+
+    settings = _settings(options)
+    if folder := options.get("resume"):
+        if settings or "out" in options:
+            raise ConfigError("--resume goes on with the settings of the run. Leave out all others.")
+        resume(folder)
+    else:
+        train(Config.from_dict(settings), _folder(options, "train"))
+
+
+def _eval(options: Namespace) -> None:
+    from mmm_train.run import Run
+    from mmm_train.training import evaluate_run
+
+    run = Run.open(options.run)
+    evaluate_run(_with_settings(run, _settings(options)))
+
+
+def _ask(options: Namespace) -> None:
+    from mmm_train.run import Run
+    from mmm_train.terminal import Terminal
+    from mmm_train.training import ask
+
+    run, terminal = Run.open(options.run), Terminal()
+    found = ask(run, options.picture, options.question)
+    if unknown := run.tokenizer.unknown_words(options.question):
+        terminal.say(f"The training questions do not have: {', '.join(unknown)}.")
+    terminal.answers(found[: options.get("top", 5)])
+
+
+COMMANDS: dict[str, Callable[[Namespace], None]] = {"demo": _demo, "train": _train, "eval": _eval, "ask": _ask}
+
+
+def _settings(options: Namespace) -> dict[str, Any]:
+    """The settings that the user gave, nested: those of the YAML file, and over them the flags."""
+    flags = {name: part for name, part in options.as_dict().items() if name in PARTS and part}
+    if "config" not in options:
+        return flags
+    path = Path(options.config)
+    from_file = read_yaml(path)
+    parser = ArgumentParser(exit_on_error=False)
+    for name, part in PARTS.items():
+        parser.add_class_arguments(part, name)
+    try:
+        checked = parser.parse_object(from_file, defaults=False)
+    except ArgumentError as error:
+        raise ConfigError(f"{path}: {_readable(error)}") from error
+    return {name: part for name, part in merge(checked.as_dict(), flags).items() if part}
+
+
+def _with_settings(run: Run, given: dict[str, Any]) -> Run:
+    """The run with other settings; those of its model are fixed."""
+    config = Config.from_dict(merge(run.config.to_dict(), given))
+    for name, value in given.get("model", {}).items():
+        own = getattr(run.config.model, name)
+        if value != own:
+            raise ConfigError(f"model.{name} of {run.folder} is {own}, got {value}. Leave it out, or train anew.")
+    return replace(run, config=config)
+
+
+def _folder(options: Namespace, name: str) -> Path:
+    from mmm_train.run import free_folder
+
+    return Path(options.out) if "out" in options else free_folder(Path("runs") / name)
+
+
+def _readable(error: ArgumentError) -> str:
+    """jsonargparse's text in one line, in the words of a setting."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^Parser key \"([^\"]+)\":", r"\1:", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
+def _fail(text: str, *, status: int = USER_ERROR, style: str = "red") -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, highlight=False).print(Text(f"mmm: {text}", style=style), soft_wrap=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

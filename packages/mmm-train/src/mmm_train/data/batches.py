@@ -1,0 +1,131 @@
+"""Batches by picture: each picture is read once, and all its questions come along."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from mmm_train.data.pictures import open_picture, to_tensor
+from mmm_train.data.questions import QuestionSet
+from mmm_train.data.tokenizer import PAD, Tokenizer
+from mmm_train.seeds import derive
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+Change = Callable[["Float[Tensor, 'c y x']", int], "Float[Tensor, 'c y x']"]
+NO_SUCH_ANSWER = -1
+
+
+class Batch(NamedTuple):
+    """Some pictures and all questions about them. `i` counts pictures, `b` questions."""
+
+    images: Float[Tensor, "i c y x"]
+    text: Int[Tensor, "b l"]
+    text_mask: Bool[Tensor, "b l"]
+    image_of: Int[Tensor, " b"]
+    """Which of the images a question is about."""
+    answers: Int[Tensor, " b"]
+    """Numbers of the answers; -1 for one that the training set does not have."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class Example(NamedTuple):
+    """One picture and its questions, in numbers."""
+
+    image: Float[Tensor, "c y x"]
+    questions: list[Int[Tensor, " l"]]
+    answers: list[int]
+
+
+class Examples(Dataset[Example]):
+    """The pictures of a set as tensors, with their questions in numbers.
+
+    Args:
+        data: The set.
+        tokenizer: Numbers the words.
+        answers: The answers that the model knows.
+        image_size: Side of a picture in pixels.
+    """
+
+    def __init__(self, data: QuestionSet, tokenizer: Tokenizer, answers: Sequence[str], image_size: int) -> None:
+        number = {answer: index for index, answer in enumerate(answers)}
+        words = {text: torch.tensor(tokenizer.encode(text)) for text in {q.text for q in data.questions}}
+        self.data = data
+        self.image_size = image_size
+        self.change: Change | None = None
+        self._questions = [[words[question.text] for question in p.questions] for p in data.pictures]
+        self._answers = [
+            [number.get(question.answer, NO_SUCH_ANSWER) for question in p.questions] for p in data.pictures
+        ]
+
+    def __len__(self) -> int:
+        return len(self.data.pictures)
+
+    def __getitem__(self, index: int) -> Example:
+        image = to_tensor(open_picture(self.data.pictures[index].path), self.image_size)
+        if self.change:
+            image = self.change(image, index)
+        return Example(image, self._questions[index], self._answers[index])
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Put examples together; shorter questions are padded at their end."""
+    questions = [question for example in examples for question in example.questions]
+    text = pad_sequence(questions, batch_first=True, padding_value=PAD)  # (b, l)
+    lengths = torch.tensor([len(question) for question in questions])
+    counts = torch.tensor([len(example.questions) for example in examples])
+    return Batch(
+        images=torch.stack([example.image for example in examples]),
+        text=text,
+        text_mask=torch.arange(text.shape[1]) < lengths[:, None],
+        image_of=torch.arange(len(examples)).repeat_interleave(counts),
+        answers=torch.tensor([answer for example in examples for answer in example.answers]),
+    )
+
+
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of `count` pictures in an epoch."""
+    order = list(range(count))
+    random.Random(derive(seed, "order", epoch)).shuffle(order)
+    return order
+
+
+def batches(
+    examples: Examples, size: int, *, order: Sequence[int] | None = None, start: int = 0, workers: int = 0
+) -> Iterator[Batch]:
+    """Read batches of `size` pictures.
+
+    Args:
+        examples: The pictures.
+        size: Pictures of a batch; the last may have fewer.
+        order: Their order; by default that of the set.
+        start: First batch.
+        workers: Processes that read; 0 reads here.
+    Yields:
+        One batch after the other.
+    """
+    order = range(len(examples)) if order is None else order
+    picked = [list(order[first : first + size]) for first in range(start * size, len(order), size)]
+    # A worker left to Ctrl-C would die within a batch; it stops when the training does.
+    yield from DataLoader(
+        examples,
+        batch_sampler=picked,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupts,
+    )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

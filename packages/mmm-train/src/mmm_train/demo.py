@@ -1,0 +1,25 @@
+"""The demo: a small model that learns to answer questions about drawings, in minutes on two CPU cores."""
+
+from __future__ import annotations
+
+from mmm_train.config import Config, DataConfig, ModelConfig, TrainConfig
+from mmm_train.data.easy_vqa import EASY_VQA
+
+
+def demo_config(fusion: str = "mlp", epochs: int = 10, seed: int = 0) -> Config:
+    """The settings of `mmm demo`.
+
+    No answer of easy-vqa depends on sides or places, so its pictures may be mirrored and moved.
+
+    Args:
+        fusion: Name of the fusion method.
+        epochs: Passes over the training pictures.
+        seed: Start of every random number.
+    Returns:
+        The settings.
+    """
+    return Config(
+        data=DataConfig(train=EASY_VQA, flip=True, shift=4),
+        model=ModelConfig(fusion=fusion),
+        train=TrainConfig(epochs=epochs, seed=seed),
+    )

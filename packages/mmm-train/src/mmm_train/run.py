@@ -1,0 +1,207 @@
+"""A run folder: everything that a training leaves behind, enough to go on, to answer questions, and to compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmm_train.checkpoint import read_json, read_tensors, write_json, write_tensors, write_whole
+from mmm_train.config import Config
+from mmm_train.data import QuestionSet, Tokenizer
+from mmm_train.errors import RunError
+from mmm_train.evaluate import QuestionOnly
+from mmm_train.model import AnswerModel
+
+VERSION = 1
+"""Of the layout of a run folder."""
+PACKAGES = ("mmm-train", "mmm-block", "mmm-fusion", "mmm-vit", "mmm-core", "torch")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run folder.
+
+    Args:
+        folder: Where it is.
+        config: All settings.
+        answers: The answers that the model chooses from, by their numbers.
+        tokenizer: Numbers the words.
+        question_only: What a predictor answers that sees no picture.
+        trained_on: Fingerprint of the training set.
+    """
+
+    folder: Path
+    config: Config
+    answers: tuple[str, ...]
+    tokenizer: Tokenizer
+    question_only: QuestionOnly
+    trained_on: str
+
+    @classmethod
+    def plan(cls, folder: Path, config: Config, data: QuestionSet) -> Run:
+        """What a run on a training set will be; nothing is written yet.
+
+        Args:
+            folder: New or empty.
+            config: All settings.
+            data: The training set.
+        Returns:
+            The run.
+        Raises:
+            RunError: Something is in the folder.
+        """
+        if (folder / "config.json").exists():
+            raise RunError(
+                f"{folder}: already holds a run. Go on with it by `mmm train --resume {folder}`, "
+                "or choose another --out."
+            )
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{folder}: a new or empty folder was expected. Choose another --out.")
+        tokenizer = Tokenizer.learn(question.text for question in data.questions)
+        return cls(folder, config, data.answers(), tokenizer, QuestionOnly.learn(data), data.fingerprint())
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Open a run folder.
+
+        Args:
+            folder: Where it is.
+        Returns:
+            The run.
+        Raises:
+            RunError: It is none, or not readable.
+        """
+        folder = Path(folder)
+        about = read_json(folder / "config.json")
+        if about.get("version") != VERSION:
+            raise RunError(f"{folder}: version {VERSION} was expected in config.json, got {about.get('version')}.")
+        known = read_json(folder / "question_only.json")
+        try:
+            tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RunError(f"{folder}: not a run folder, it has no tokenizer.json.") from error
+        return cls(
+            folder,
+            Config.from_dict(about["settings"]),
+            tuple(about["answers"]),
+            tokenizer,
+            QuestionOnly(known["best"], known["fallback"]),
+            about["trained_on"],
+        )
+
+    def create(self) -> None:
+        """Make the folder and write what the training does not change; config.json, which makes it a run, last."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / "tokenizer.json", self.tokenizer.to_json())
+        known = {"fallback": self.question_only.fallback, "best": self.question_only.best}
+        write_json(self.folder / "question_only.json", known)
+        about = {
+            "version": VERSION,
+            "settings": self.config.to_dict(),
+            "answers": self.answers,
+            "trained_on": self.trained_on,
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+        }
+        write_json(self.folder / "config.json", about)
+
+    def new_model(self) -> AnswerModel:
+        """An untrained model.
+
+        Returns:
+            On the CPU.
+        """
+        return AnswerModel(self.config.model, words=len(self.tokenizer), answers=len(self.answers))
+
+    def save(self, model: AnswerModel, training: Mapping[str, torch.Tensor], place: Mapping[str, int]) -> None:
+        """Write a checkpoint: first all that going on needs, in one file, then the model alone.
+
+        Args:
+            model: The model.
+            training: What going on needs, the model included.
+            place: How far the training is.
+        """
+        write_tensors(self.folder / "training.safetensors", training, place)
+        write_tensors(self.folder / "model.safetensors", model.state_dict(), place)
+
+    def load_training(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+        """Read what `save` wrote to go on.
+
+        Returns:
+            The tensors, and how far the training was.
+        Raises:
+            RunError: There is no checkpoint, or it is damaged.
+        """
+        return read_tensors(self.folder / "training.safetensors")
+
+    def load_model(self, device: str | torch.device = "cpu") -> AnswerModel:
+        """The model of the last checkpoint, ready to answer.
+
+        Args:
+            device: Where to put it.
+        Returns:
+            The model.
+        Raises:
+            RunError: There is no checkpoint, it is damaged, or it does not fit config.json.
+        """
+        tensors, _ = read_tensors(self.folder / "model.safetensors")
+        model = self.new_model()
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"{self.folder}: model.safetensors does not fit config.json: {reason}") from error
+        return model.to(device).eval()
+
+    def record(self, **values: object) -> None:
+        """Add a line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl.
+
+        Returns:
+            One dict a line, in order; a last line that a crash cut short is left out.
+        """
+        path = self.folder / "metrics.jsonl"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that the last checkpoint does not have."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        write_whole(self.folder / "metrics.jsonl", "".join(kept))
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or the first of `wanted-2`, `wanted-3`, … that does not exist."""
+    folder, number = wanted, 1
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `train.device` means.
+
+    Args:
+        name: auto, cpu, cuda, cuda:1 and so on.
+    Returns:
+        The device.
+    Raises:
+        RunError: torch cannot use it here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise RunError(f"train.device = {name}: {reason}. Use auto or cpu.") from error

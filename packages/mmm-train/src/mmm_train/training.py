@@ -1,0 +1,169 @@
+"""A training from its settings to its report, and what can be done with its run folder afterwards."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmm_train.config import Config
+from mmm_train.data import (
+    Examples,
+    QuestionSet,
+    check_pictures,
+    collate,
+    open_picture,
+    read_sets,
+    read_test_set,
+    to_tensor,
+)
+from mmm_train.data.batches import Example
+from mmm_train.errors import DataError
+from mmm_train.evaluate import Scores, answer_all, probabilities, score
+from mmm_train.loop import Trainer, fit
+from mmm_train.report import write_report
+from mmm_train.run import Run, pick_device
+from mmm_train.terminal import Terminal
+
+if TYPE_CHECKING:
+    from mmm_train.evaluate import Answered
+    from mmm_train.model import AnswerModel
+
+
+def train(config: Config, folder: str | Path, terminal: Terminal | None = None) -> Run:
+    """Train a model and write its run folder. Nothing is written before settings, data and pictures are checked.
+
+    Args:
+        config: All settings.
+        folder: New or empty.
+        terminal: Where to show progress and result; by default standard output.
+    Returns:
+        The run.
+    Raises:
+        TrainError: A setting, the data or the folder cannot be used, or the loss is not finite.
+        Interrupted: Ctrl-C; all is saved.
+    """
+    terminal = terminal or Terminal()
+    learn, test = read_sets(config.data)
+    run = Run.plan(Path(folder), config, learn)
+    trainer = Trainer(run, _examples(run, learn), pick_device(config.train.device))
+    for data in (learn, test):
+        with terminal.bar(len(data.pictures), f"checking the pictures of {data.name}") as done:
+            check_pictures(data, done)
+    run.create()
+    return _train(trainer, learn, test, terminal)
+
+
+def resume(folder: str | Path, terminal: Terminal | None = None) -> Run:
+    """Go on with a training that was stopped, as if it had not been; of a finished one, write the report again.
+
+    Args:
+        folder: The run folder.
+        terminal: Where to show progress and result; by default standard output.
+    Returns:
+        The run.
+    Raises:
+        TrainError: The folder is no run or has no checkpoint, its data has changed, or the loss is not finite.
+        Interrupted: Ctrl-C; all is saved.
+    """
+    run = Run.open(folder)
+    learn, test = read_sets(run.config.data)
+    if learn.fingerprint() != run.trained_on:
+        raise DataError(
+            f"{run.folder}: {learn.name} is not the data that this run began with. Restore it, or train a new run."
+        )
+    trainer = Trainer(run, _examples(run, learn), pick_device(run.config.train.device))
+    trainer.load()
+    return _train(trainer, learn, test, terminal or Terminal())
+
+
+def evaluate_run(run: Run, terminal: Terminal | None = None) -> Scores:
+    """Let the model of a run answer its test set, and print the table.
+
+    Args:
+        run: With a checkpoint. Its `config.data` names the test set.
+        terminal: Where to print; by default standard output.
+    Returns:
+        How often it was right.
+    Raises:
+        TrainError: There is no checkpoint, or the test set cannot be read.
+    """
+    terminal = terminal or Terminal()
+    model = run.load_model(pick_device(run.config.train.device))
+    test = read_test_set(run.config.data)
+    rows = _rows(run, _answer(run, model, test, terminal))
+    terminal.scores(rows)
+    return rows[run.config.model.fusion]
+
+
+def ask(run: Run, picture: str | Path, question: str) -> list[tuple[str, float]]:
+    """Ask the model of a run about a picture.
+
+    Args:
+        run: With a checkpoint.
+        picture: The file.
+        question: Any text with a word in it.
+    Returns:
+        All answers that the model knows with their probabilities, the most probable first.
+    Raises:
+        TrainError: There is no checkpoint, the picture cannot be read, or the question has no word.
+    """
+    words = run.tokenizer.encode(question)
+    if not words:
+        raise DataError(f"question: at least one word was expected, got {question!r}.")
+    image = to_tensor(open_picture(picture), run.config.model.image_size)
+    batch = collate([Example(image, [torch.tensor(words)], [0])])
+    model = run.load_model(pick_device(run.config.train.device))
+    found = zip(run.answers, probabilities(model, batch)[0].tolist(), strict=True)
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+def _train(trainer: Trainer, learn: QuestionSet, test: QuestionSet, terminal: Terminal) -> Run:
+    run = trainer.run
+    _introduce(trainer, learn, test, terminal)
+    with terminal.progress(trainer) as progress:
+        fit(trainer, _examples(run, test), progress)
+    answered = _answer(run, trainer.model, test, terminal)
+    rows = _rows(run, answered)
+    write_report(run, rows, answered)
+    terminal.scores(rows)
+    terminal.say(f"report: {run.folder / 'report.html'}")
+    terminal.say(f'ask it: mmm ask {shlex.quote(str(run.folder))} PICTURE "QUESTION"')
+    return run
+
+
+def _introduce(trainer: Trainer, learn: QuestionSet, test: QuestionSet, terminal: Terminal) -> None:
+    run, model = trainer.run, trainer.model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    terminal.say(f"learn   {_size(learn)}")
+    terminal.say(f"test    {_size(test)}")
+    terminal.say(f"model   fusion {run.config.model.fusion}, {parameters:,} parameters, on {_place(trainer.device)}")
+    terminal.say(f"run     {run.folder}")
+
+
+def _size(data: QuestionSet) -> str:
+    return f"{data.name}: {len(data.pictures):,} pictures, {sum(1 for _ in data.questions):,} questions"
+
+
+def _place(device: torch.device) -> str:
+    return f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+
+
+def _examples(run: Run, data: QuestionSet) -> Examples:
+    return Examples(data, run.tokenizer, run.answers, run.config.model.image_size)
+
+
+def _answer(run: Run, model: AnswerModel, test: QuestionSet, terminal: Terminal) -> list[Answered]:
+    with terminal.bar(len(test.pictures), "answering the test questions") as done:
+        return answer_all(model, _examples(run, test), run.answers, workers=run.config.data.workers, after_batch=done)
+
+
+def _rows(run: Run, answered: list[Answered]) -> dict[str, Scores]:
+    """The scores of the run's model, below those of a predictor without eyes."""
+    asked = [each.question for each in answered]
+    return {
+        "question only": score((question.answer, run.question_only(question.text)) for question in asked),
+        run.config.model.fusion: score((each.question.answer, each.given) for each in answered),
+    }
