@@ -34,11 +34,11 @@ def main() -> int:
 def _method(name: str, entry: Registered) -> str:
     method = entry.method
     summary = (inspect.getdoc(method) or "").partition("\n")[0]
-    return f"  {name:<16} {entry.source!s:<20} {method.__module__}.{method.__qualname__}\n{'':<19}{summary}".rstrip()
+    return f"  {name:<16} {entry.source}, {method.__module__}.{method.__qualname__}\n      {summary}".rstrip()
 
 
 def _failure(failure: Failure) -> str:
-    entry_point = f"  entry point '{failure.source.entry_point}'" if failure.source.entry_point else ""
+    entry_point = f", entry point '{failure.source.entry_point}'" if failure.source.entry_point else ""
     return f"  {failure.source}{entry_point}\n      {type(failure.error).__name__}: {failure.error}"
 
 

@@ -21,7 +21,7 @@ class FusionOutput(NamedTuple):
     Attributes:
         tokens: `(b, m, dim)`, in the dtype of the text. Values at padding are finite, and mean nothing.
         text: The slice of `m` where the text positions stand: the last `l` of them.
-        mask: `(b, m)` bool, True for a real token; None where neither input had a mask.
+        mask: `(b, m)` bool, True for a real token; None: all are.
     """
 
     tokens: Float[Tensor, "b m dim"]

@@ -81,7 +81,7 @@ def add_image(
     return FusionOutput(text + pooled, slice(0, text.shape[1]), text_mask)
 
 
-def pooling_windows(text_mask: Bool[Tensor, "b l"], image_mask: Bool[Tensor, "b p"]) -> Bool[Tensor, "b l p"]:
+def pooling_windows(text_mask: Bool[Tensor, "#b l"], image_mask: Bool[Tensor, "#b p"]) -> Bool[Tensor, "#b l p"]:
     """Which image tokens each text token takes the average of.
 
     Real tokens are counted, padding is passed over: the i-th of l real text tokens takes the real image tokens

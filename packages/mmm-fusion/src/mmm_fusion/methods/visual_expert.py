@@ -84,16 +84,16 @@ class Expert(nn.Module):
     def forward(self, x: Float[Tensor, "b l dim"], attended: Float[Tensor, "b l dim"]) -> Float[Tensor, "b l dim"]:
         """What follows the attention: two residual branches."""
         x = x + self.dropout(self.out(attended))
-        return x + self.dropout(self.ffn(self.norm2(x)))
+        return x + self.dropout(self.ffn(self.norm2(x)))  # type: ignore[no-any-return]
 
 
 def causal_attention(
-    qkv: Float[Tensor, "b m 3*dim"],
+    qkv: Float[Tensor, "b m e"],
     heads: int,
-    position: Int[Tensor, "b m"],
+    position: Int[Tensor, "#b m"],
     mask: Bool[Tensor, "b m"] | None,
 ) -> Float[Tensor, "b m dim"]:
-    """Multi-head attention of each position to itself and the real ones before it."""
+    """Multi-head attention of each position to itself and the real ones before it; e is 3 * dim."""
     q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, heads, m, dim / heads)
     q, k = rotate(q, position), rotate(k, position)
     if mask is None:
@@ -108,14 +108,14 @@ def causal_attention(
     return attended.transpose(1, 2).flatten(2)
 
 
-def positions(text: Float[Tensor, "b l dim"], p: int, text_mask: Bool[Tensor, "b l"] | None) -> Int[Tensor, "b p+l"]:
+def positions(text: Float[Tensor, "b l dim"], p: int, text_mask: Bool[Tensor, "b l"] | None) -> Int[Tensor, "#b {p}+l"]:
     """0 for every image token, then 1, 2, ... for the real text tokens."""
     real = torch.ones_like(text[:1, :, 0], dtype=torch.bool) if text_mask is None else text_mask
     return F.pad(real.cumsum(dim=1), (p, 0))
 
 
 def rotate(
-    x: Float[Tensor, "b h m d"], position: Int[Tensor, "b m"], base: float = 10_000.0
+    x: Float[Tensor, "b h m d"], position: Int[Tensor, "#b m"], base: float = 10_000.0
 ) -> Float[Tensor, "b h m d"]:
     """Rotary position embedding (Su et al., arXiv:2104.09864). Of an odd `d` the last channel stays as it is."""
     wide = torch.promote_types(x.dtype, torch.float32)

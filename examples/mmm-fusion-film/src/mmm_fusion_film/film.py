@@ -1,0 +1,64 @@
+"""`film`: the image scales and shifts each channel of the text.
+
+Perez et al., FiLM: Visual Reasoning with a General Conditioning Layer, arXiv:1709.07871.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from mmm_fusion import FusionMethod, FusionOutput, check_arguments, check_inputs, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Film(FusionMethod):
+    """Each channel of the text, scaled and shifted by the image: (1 + gamma) * text + beta.
+
+    Gamma and beta are linear in the mean of the image tokens, and zero at the start: the text passes unchanged.
+
+    Args:
+        dim: Width of the text.
+        image_dim: Width of the image tokens.
+        heads: Not used.
+        dropout: On the mean image token.
+    """
+
+    name = "film"
+    contract = 1
+
+    def __init__(self, dim: int, image_dim: int, *, heads: int, dropout: float) -> None:
+        super().__init__()
+        check_arguments(self, dim, image_dim, heads=heads, dropout=dropout)
+        self.dim, self.image_dim = dim, image_dim
+        self.dropout = nn.Dropout(dropout)
+        self.to_gamma_beta = nn.Linear(image_dim, 2 * dim)
+        nn.init.zeros_(self.to_gamma_beta.weight)
+        nn.init.zeros_(self.to_gamma_beta.bias)
+
+    def forward(
+        self,
+        text: Tensor,
+        image: Tensor | None,
+        *,
+        text_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        image_grid: tuple[int, int] | None = None,
+    ) -> FusionOutput:
+        """Fuse to `(b, l, dim)`; see `FusionMethod.forward`."""
+        text, image = check_inputs(self, text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
+        real = image.new_ones(image.shape[:2]) if image_mask is None else image_mask.to(image.dtype)  # (b, p)
+        count = real.sum(dim=1, keepdim=True)  # (b, 1)
+        mean = image.sum(dim=1) / count.clamp(min=1)  # (b, image_dim); padding is zero already
+        gamma_beta = self.to_gamma_beta(self.dropout(mean)) * (count > 0)  # nothing where there is no image
+        gamma, beta = gamma_beta[:, None].chunk(2, dim=2)  # each (b, 1, dim)
+        return FusionOutput((1 + gamma) * text + beta, slice(0, text.shape[1]), text_mask)
+
+
+@hookimpl
+def mmm_fusion_methods() -> list[type[FusionMethod]]:
+    """Offer `film`."""
+    return [Film]
