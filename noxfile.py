@@ -94,7 +94,9 @@ def use_alone(session: nox.Session, name: str, roots: set[str]) -> None:
     home = Path(session.create_tmp()) / name
     python = str(home / ("Scripts/python.exe" if session.bin.endswith("Scripts") else "bin/python"))
     session.run("virtualenv", "--quiet", "--clear", str(home))
-    session.run(python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", *found, external=True)
+    session.run(
+        python, "-m", "pip", "install", "--quiet", "--no-compile", "-c", "constraints.txt", *found, external=True
+    )
     session.run(python, "-m", "pip", "check", external=True)
     session.run(python, "-I", "tests/smoke/alone.py", *wanted, external=True)
     # Warnings are errors; torch's own, that there is no NumPy here, is none of ours.
