@@ -177,16 +177,13 @@ class _Work:
 
 def _chunks(p: Problem) -> list[_Chunk]:
     """The chunks in the direction of the scan."""
-    chunks = []
-    for start in range(0, p.u.shape[1], CHUNK):
-        stop = min(start + CHUNK, p.u.shape[1])
-        runs = [_run(span, start, stop, p.reverse) for span in p.spans if _overlap(span, start, stop)]
-        chunks.append(_Chunk(start, stop, runs[::-1] if p.reverse else runs))
+    l = p.u.shape[1]
+    chunks = [_Chunk(start, min(start + CHUNK, l), []) for start in range(0, l, CHUNK)]
+    for span in p.spans[::-1] if p.reverse else p.spans:
+        if span.start < span.stop:
+            for chunk in chunks[span.start // CHUNK : (span.stop - 1) // CHUNK + 1]:
+                chunk.runs.append(_run(span, chunk.start, chunk.stop, p.reverse))
     return chunks[::-1] if p.reverse else chunks
-
-
-def _overlap(span: Span, start: int, stop: int) -> bool:
-    return max(span.start, start) < min(span.stop, stop)
 
 
 def _run(span: Span, start: int, stop: int, reverse: bool) -> _Run:
