@@ -30,9 +30,7 @@ def run_blocks(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
         example.evaluate()
         printed = capsys.readouterr().out.splitlines()
         promised = PRINTED.findall(example.parsed)
-        assert [line for line in printed if line in promised] == promised, (
-            f"{page}, line {example.line}: {printed}"
-        )
+        assert [line for line in printed if line in promised] == promised, f"{page}, line {example.line}: {printed}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
