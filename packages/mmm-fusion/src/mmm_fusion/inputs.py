@@ -119,22 +119,28 @@ def prepend(
 
 def _check_shape(where: str, name: str, tensor: Tensor, **axes: int | None) -> None:
     """An axis of None may have any size."""
-    sizes = tuple(axes.values())
-    if tensor.ndim == len(sizes) and all(want in (None, got) for want, got in zip(sizes, tensor.shape, strict=True)):
+    sizes = zip(axes.values(), tensor.shape, strict=False)
+    if tensor.ndim == len(axes) and all(want is None or want == got for want, got in sizes):
         return
     letters, values = ", ".join(axes), ", ".join(axis if size is None else str(size) for axis, size in axes.items())
     raise InputError(f"{where}: `{name}` must be ({letters}) = ({values}), got {tuple(tensor.shape)}.")
 
 
 def _check_kind(method: FusionMethod, where: str, name: str, tensor: Tensor) -> None:
-    """The dtype and device of the weights; autocast sees to the dtype itself."""
+    """The device of the weights, and their dtype, unless autocast sees to that."""
     weight = next(method.parameters())
-    free = torch.is_autocast_enabled(tensor.device.type) and tensor.is_floating_point()
-    if tensor.device != weight.device or (tensor.dtype != weight.dtype and not free):
-        raise InputError(
-            f"{where}: `{name}` must be {_kind(weight)}, as the method's weights, got {_kind(tensor)}. "
-            "Move one of them with .to()."
-        )
+    if tensor.device == weight.device and (tensor.dtype == weight.dtype or _autocasts(tensor)):
+        return
+    raise InputError(
+        f"{where}: `{name}` must be {_kind(weight)}, as the method's weights, got {_kind(tensor)}. "
+        "Move one of them with .to()."
+    )
+
+
+def _autocasts(tensor: Tensor) -> bool:
+    device = tensor.device.type
+    available = torch.amp.is_autocast_available(device)
+    return tensor.is_floating_point() and available and torch.is_autocast_enabled(device)
 
 
 def _check_mask(where: str, name: str, mask: Tensor, device: torch.device, **axes: int) -> None:

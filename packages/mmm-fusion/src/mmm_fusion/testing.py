@@ -302,13 +302,13 @@ class FusionContract:
         "let no Python branch depend on the values of a tensor.",
     )
     def test_compiles(self) -> None:
-        """The compiled method gives what the method gives."""
+        """The compiled method gives what the method gives, for several lengths and with masks."""
         method = self.make()
-        text, image = self.inputs()
-        text_mask, image_mask = masks(text, image)
         torch.compiler.reset()  # else many methods in one process reach the compiler's limit
         compiled = torch.compile(method, fullgraph=True, backend="aot_eager")
-        for given in ({}, {"text_mask": text_mask, "image_mask": image_mask}):
+        for l, p, padded in ((5, 7, False), (6, 4, False), (6, 4, True)):
+            text, image = self.inputs(l=l, p=p)
+            given = dict(zip(("text_mask", "image_mask"), masks(text, image), strict=True)) if padded else {}
             output, expected = compiled(text, image, **given), fuse(method, text, image, **given)
             output.tokens.sum().backward()
             require(output.text == expected.text, f"`text` {output.text} in place of {expected.text}.")

@@ -54,7 +54,7 @@ class VisualExpert(FusionMethod):
     ) -> FusionOutput:
         """Fuse to `(b, p + l, dim)`; see `FusionMethod.forward`."""
         text, image = check_inputs(self, text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
-        image = self.proj(image)  # (b, p, dim)
+        image = self.proj(image).to(text.dtype)  # (b, p, dim); autocast would leave the residual in half precision
         p = image.shape[1]
         joint = prepend(  # (b, p + l, 3 * dim)
             self.image_expert.qkv(image), self.text_expert.qkv(text), text_mask=text_mask, image_mask=image_mask

@@ -1,0 +1,29 @@
+"""Every hook is documented, and has a test."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from mmm_fusion import hookspecs
+
+HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "mmm_fusion_spec")]
+
+
+def test_there_are_hooks() -> None:
+    assert HOOKS == ["mmm_fusion_methods"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hook_is_documented(hook: str) -> None:
+    text = inspect.getdoc(getattr(hookspecs, hook)) or ""
+    assert "Returns:" in text
+    root = Path(__file__).parents[2]
+    signature = f"{hook}{inspect.signature(getattr(hookspecs, hook))}"
+    assert signature == "mmm_fusion_methods() -> 'Iterable[type[FusionMethod]]'"
+    assert f"{hook}()" in (root / "docs/how-to/fusion-plugin.md").read_text()
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hook_has_a_test(hook: str) -> None:
+    assert f"def {hook}()" in Path(__file__).with_name("test_plugins.py").read_text()

@@ -1,0 +1,194 @@
+"""Wrong arguments and inputs: one clear error each."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmm_fusion import ArgumentError, FusionMethod, InputError, create
+
+METHODS = ["add", "concat", "film", "mlp", "visual_expert"]
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> FusionMethod:
+    return create(request.param, 8, 6, heads=2, dropout=0.0)
+
+
+def exactly(text: str) -> str:
+    return f"^{re.escape(text)}$"
+
+
+def inputs(**changed: Any) -> dict[str, Any]:
+    return {"text": torch.randn(2, 5, 8), "image": torch.randn(2, 12, 6), **changed}
+
+
+FLOAT_MASK = torch.full((2, 5), float("nan"))
+BAD_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
+    "text too wide": ({"text": torch.randn(2, 5, 9)}, "`text` must be (b, l, dim) = (b, l, 8), got (2, 5, 9)."),
+    "text too narrow": ({"text": torch.randn(2, 5, 7)}, "`text` must be (b, l, dim) = (b, l, 8), got (2, 5, 7)."),
+    "text of token ids": (
+        {"text": torch.zeros(2, 5, dtype=torch.long)},
+        "`text` must be (b, l, dim) = (b, l, 8), got (2, 5).",
+    ),
+    "text of integers": (
+        {"text": torch.zeros(2, 5, 8, dtype=torch.long)},
+        "`text` must be float32 on cpu, as the method's weights, got int64 on cpu. Move one of them with .to().",
+    ),
+    "text in another dtype": (
+        {"text": torch.randn(2, 5, 8).double()},
+        "`text` must be float32 on cpu, as the method's weights, got float64 on cpu. Move one of them with .to().",
+    ),
+    "text on another device": (
+        {"text": torch.randn(2, 5, 8, device="meta")},
+        "`text` must be float32 on cpu, as the method's weights, got float32 on meta. Move one of them with .to().",
+    ),
+    "image too wide": (
+        {"image": torch.randn(2, 12, 8)},
+        "`image` must be (b, p, image_dim) = (2, p, 6), got (2, 12, 8).",
+    ),
+    "image of pixels": (
+        {"image": torch.randn(2, 3, 16, 16)},
+        "`image` must be (b, p, image_dim) = (2, p, 6), got (2, 3, 16, 16).",
+    ),
+    "image of another batch": (
+        {"image": torch.randn(3, 12, 6)},
+        "`image` must be (b, p, image_dim) = (2, p, 6), got (3, 12, 6).",
+    ),
+    "image in another dtype": (
+        {"image": torch.randn(2, 12, 6).half()},
+        "`image` must be float32 on cpu, as the method's weights, got float16 on cpu. Move one of them with .to().",
+    ),
+    "mask with NaN": (
+        {"text_mask": FLOAT_MASK},
+        "`text_mask` must be bool (b, l) = (2, 5) on cpu, got float32 on cpu, (2, 5). True marks a real token.",
+    ),
+    "mask of integers": (
+        {"text_mask": torch.ones(2, 5, dtype=torch.long)},
+        "`text_mask` must be bool (b, l) = (2, 5) on cpu, got int64 on cpu, (2, 5). True marks a real token.",
+    ),
+    "mask of another length": (
+        {"text_mask": torch.ones(2, 6, dtype=torch.bool)},
+        "`text_mask` must be bool (b, l) = (2, 5) on cpu, got bool on cpu, (2, 6). True marks a real token.",
+    ),
+    "mask of one row": (
+        {"text_mask": torch.ones(5, dtype=torch.bool)},
+        "`text_mask` must be bool (b, l) = (2, 5) on cpu, got bool on cpu, (5,). True marks a real token.",
+    ),
+    "image mask of the text's length": (
+        {"image_mask": torch.ones(2, 5, dtype=torch.bool)},
+        "`image_mask` must be bool (b, p) = (2, 12) on cpu, got bool on cpu, (2, 5). True marks a real token.",
+    ),
+    "image mask with NaN": (
+        {"image_mask": torch.full((2, 12), float("nan"))},
+        "`image_mask` must be bool (b, p) = (2, 12) on cpu, got float32 on cpu, (2, 12). True marks a real token.",
+    ),
+    "image mask on another device": (
+        {"image_mask": torch.ones(2, 12, dtype=torch.bool, device="meta")},
+        "`image_mask` must be bool (b, p) = (2, 12) on cpu, got bool on meta, (2, 12). True marks a real token.",
+    ),
+    "grid of another size": (
+        {"image_grid": (3, 5)},
+        "`image_grid` must be (h, w) with h * w = 12, the number of image tokens, got (3, 5). "
+        "Leave class and register tokens out of `image`, or pass no grid.",
+    ),
+    "negative grid": (
+        {"image_grid": (-3, -4)},
+        "`image_grid` must be (h, w) with h * w = 12, the number of image tokens, got (-3, -4). "
+        "Leave class and register tokens out of `image`, or pass no grid.",
+    ),
+    "grid of three": (
+        {"image_grid": (3, 2, 2)},
+        "`image_grid` must be (h, w) with h * w = 12, the number of image tokens, got (3, 2, 2). "
+        "Leave class and register tokens out of `image`, or pass no grid.",
+    ),
+    "image mask without an image": (
+        {"image": None, "image_mask": torch.ones(2, 12, dtype=torch.bool)},
+        "`image_mask` must be None where `image` is None. Pass both or neither.",
+    ),
+    "grid without an image": (
+        {"image": None, "image_grid": (3, 4)},
+        "`image_grid` must be None where `image` is None. Pass both or neither.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_wrong_inputs(case: str, method: FusionMethod) -> None:
+    changed, text = BAD_INPUTS[case]
+    with pytest.raises(InputError, match=exactly(f"fusion method '{method.name}': {text}")):
+        method(**inputs(**changed))
+
+
+def test_right_inputs(method: FusionMethod) -> None:
+    output = method(**inputs(image_grid=(3, 4), image_mask=torch.ones(2, 12, dtype=torch.bool)))
+    assert output.tokens[:, output.text].shape == (2, 5, 8)
+
+
+def test_inputs_are_left_as_they_are(method: FusionMethod) -> None:
+    given = inputs(
+        text_mask=torch.tensor([[True] * 5, [True, False, True, False, False]]),
+        image_mask=torch.tensor([[True] * 12, [False] * 12]),
+    )
+    before = {name: value.clone() for name, value in given.items()}
+    method(**given)
+    assert all(torch.equal(given[name], before[name]) for name in given)
+
+
+def test_padding_gets_no_gradient(method: FusionMethod) -> None:
+    text_mask = torch.tensor([[True] * 5, [True, False, True, False, False]])
+    text, image = (x.requires_grad_() for x in inputs().values())
+    output = method(text, image, text_mask=text_mask)
+    output.tokens[:, output.text][text_mask].sum().backward()
+    assert isinstance(text.grad, Tensor)
+    assert torch.equal(text.grad.any(dim=2), text_mask)
+
+
+BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no width": ({"dim": 0}, "`dim` must be an int of at least 1, got 0."),
+    "width as a float": ({"dim": 8.0}, "`dim` must be an int of at least 1, got 8.0."),
+    "no image width": ({"image_dim": -1}, "`image_dim` must be an int of at least 1, got -1."),
+    "no heads": ({"heads": 0}, "`heads` must be an int of at least 1, got 0."),
+    "heads as a bool": ({"heads": True}, "`heads` must be an int of at least 1, got True."),
+    "heads that do not divide": (
+        {"heads": 3},
+        "`heads` must divide dim = 8, got 3. Choose one of 1, 2, 4, 8.",
+    ),
+    "dropout of all": ({"dropout": 1.0}, "`dropout` must be a number from 0 to below 1, got 1.0."),
+    "dropout below 0": ({"dropout": -0.1}, "`dropout` must be a number from 0 to below 1, got -0.1."),
+    "dropout of NaN": ({"dropout": float("nan")}, "`dropout` must be a number from 0 to below 1, got nan."),
+    "dropout as text": ({"dropout": "0.1"}, "`dropout` must be a number from 0 to below 1, got '0.1'."),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_wrong_arguments(case: str, name: str) -> None:
+    changed, text = BAD_ARGUMENTS[case]
+    with pytest.raises(ArgumentError, match=exactly(f"fusion method '{name}': {text}")):
+        create(name, **{"dim": 8, "image_dim": 6, "heads": 2, "dropout": 0.0, **changed})
+
+
+@pytest.mark.parametrize("name", ["mlp", "visual_expert"])
+@pytest.mark.parametrize("ratio", [0, -1.0, 0.1, float("nan"), float("inf"), "4", True, None])
+def test_wrong_ratio(name: str, ratio: object) -> None:
+    text = f"fusion method '{name}': `ratio` must be a number with ratio * dim at least 1, got {ratio!r}."
+    with pytest.raises(ArgumentError, match=exactly(text)):
+        create(name, 8, 6, heads=2, dropout=0.0, ratio=ratio)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "text"),
+    [
+        ("visual_expert", "ratoi", "has no option 'ratoi'. Did you mean 'ratio'? Its options: ratio."),
+        ("mlp", "depth", "has no option 'depth'. Its options: ratio."),
+        ("add", "ratio", "has no option 'ratio'. It has no options of its own."),
+    ],
+)
+def test_unknown_option(name: str, option: str, text: str) -> None:
+    with pytest.raises(ArgumentError, match=exactly(f"fusion method '{name}' {text}")):
+        create(name, 8, 6, heads=2, dropout=0.0, **{option: 1})

@@ -1,0 +1,325 @@
+"""The registry: plug-ins are found, checked and kept apart from each other."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmm_fusion import DuplicateMethodError, PluginError, UnknownMethodError, available, create, failures, plugins
+
+BUILT_IN = ["add", "concat", "mlp", "visual_expert"]
+
+
+def hook(body: str) -> str:
+    """The module of a plug-in whose hook does this."""
+    return f"from mmm_fusion import hookimpl\n@hookimpl\ndef mmm_fusion_methods():\n    {body}"
+
+
+def plugin(name: str, *more: str, constructor: str = "dim, image_dim, *, heads, dropout, size=1") -> str:
+    """The module of a plug-in with methods of these names."""
+    return f"""
+from torch import nn
+from mmm_fusion import FusionMethod, FusionOutput, hookimpl
+
+class Method(FusionMethod):
+    name = {name!r}
+
+    def __init__(self, {constructor}):
+        super().__init__()
+        self.proj = nn.Linear(image_dim, dim)
+        self.size = size
+
+    def forward(self, text, image, *, text_mask=None, image_mask=None, image_grid=None):
+        return FusionOutput(text, slice(0, text.shape[1]), text_mask)
+
+@hookimpl
+def mmm_fusion_methods():
+    return [Method, *(type(name, (Method,), {{"name": name}}) for name in {more})]
+"""
+
+
+def names() -> list[str]:
+    return [method.name for method in available()]
+
+
+def test_built_in_methods_register_through_the_hook(site) -> None:
+    assert names() == BUILT_IN
+    assert failures() == ()
+    assert plugins.registry().methods["add"].source.distribution == "mmm-fusion"
+
+
+def test_plugins_load_after_the_built_in_methods_in_the_order_of_their_names(site) -> None:
+    site.install("zebra-fusion", "1.0", plugin("aaa"))
+    site.install("acme-fusion", "0.2", plugin("zzz"))
+    assert names() == [*BUILT_IN, "aaa", "zzz"]
+    assert failures() == ()
+    source = plugins.registry().methods["zzz"].source
+    assert (source.distribution, source.version, source.entry_point) == ("acme-fusion", "0.2", "acme_fusion")
+
+
+def test_create_passes_arguments_and_options(site) -> None:
+    site.install("acme-fusion", "0.2", plugin("acme"))
+    method = create("acme", 8, 6, heads=2, dropout=0.0, size=3)
+    assert method.proj.weight.shape == (8, 6)
+    assert method.size == 3
+    assert method(torch.zeros(1, 2, 8), None).text == slice(0, 2)
+
+
+def test_an_entry_point_may_be_an_object_and_the_hook_a_generator(site) -> None:
+    source = f"""{plugin("one")}
+class Many:
+    @hookimpl
+    def mmm_fusion_methods(self):
+        yield Method
+
+many = Many()
+"""
+    site.install("acme-fusion", "0.2", source, entry_points="[mmm_fusion]\nmany = acme_fusion:many\n")
+    assert names() == [*BUILT_IN, "one"]
+
+
+def test_nothing_is_imported_before_first_use(site) -> None:
+    site.install("acme-fusion", "0.2", plugin("acme"))
+    assert "acme_fusion" not in sys.modules
+    available()
+    assert "acme_fusion" in sys.modules
+
+
+def test_plugins_are_loaded_once(site) -> None:
+    site.install("acme-fusion", "0.2", plugin("acme"))
+    first = available()
+    site.install("late-fusion", "0.1", plugin("late"))
+    assert available() == first
+
+
+OWN = f"mmm-fusion {version('mmm-fusion')}"
+NAME = "`name` must be lower case letters, digits and _, beginning with a letter"
+CONSTRUCTOR = "the signature must be (dim, image_dim, *, heads, dropout, **options with defaults)"
+NO_HOOK = "PluginError: no hook `mmm_fusion_methods`, marked with @hookimpl, that returns fusion methods."
+NO_METADATA = "(PluginError: its metadata has no Name or no Version. Install it again.)"
+BROKEN = {
+    "import error": ("import foo_that_is_not_there", "ModuleNotFoundError: No module named 'foo_that_is_not_there'"),
+    "syntax error": ("def (:", "SyntaxError: invalid syntax (broken_fusion.py, line 1)"),
+    "exit at import": ("raise SystemExit(3)", "SystemExit: 3"),
+    "error at import": ("1 / 0", "ZeroDivisionError: division by zero"),
+    "no hook": ("x = 1", NO_HOOK),
+    "misspelt hook": (
+        hook("return []").replace("methods", "method"),
+        "PluginValidationError: unknown hook 'mmm_fusion_method'",
+    ),
+    "hook with an argument": (
+        hook("return []").replace("()", "(config)"),
+        "PluginValidationError: Plugin 'broken_fusion' for hook 'mmm_fusion_methods'",
+    ),
+    "hook that raises": (hook("raise RuntimeError('no GPU')"), "RuntimeError: no GPU"),
+    "generator that raises": (hook("yield from (); raise OSError('disk')"), "OSError: disk"),
+    "hook that returns a class": (
+        plugin("broken").replace("return [Method, ", "return Method; ["),
+        "PluginError: mmm_fusion_methods must return an iterable of classes, got <class 'broken_fusion.Method'>.",
+    ),
+    "hook that returns nothing": (hook("return None"), NO_HOOK),
+    "hook that returns no method": (
+        hook("return ()"),
+        "PluginError: mmm_fusion_methods must return at least one class, got none.",
+    ),
+    "not a class": (
+        hook("return ['mlp']"),
+        "PluginError: mmm_fusion_methods must return subclasses of FusionMethod, got 'mlp'.",
+    ),
+    "not a FusionMethod": (
+        hook("return [dict]"),
+        "PluginError: mmm_fusion_methods must return subclasses of FusionMethod, got <class 'dict'>.",
+    ),
+    "no name": (
+        plugin("broken").replace("    name = 'broken'\n", ""),
+        f"PluginError: broken_fusion.Method: {NAME}, got None.",
+    ),
+    "bad name": (
+        plugin("Broken-1"),
+        f"PluginError: broken_fusion.Method: {NAME}, got 'Broken-1'.",
+    ),
+    "newer contract": (
+        plugin("broken").replace("class Method(FusionMethod):", "class Method(FusionMethod):\n    contract = 2"),
+        "PluginError: broken_fusion.Method: `contract` must be 1, as this mmm-fusion speaks, got 2. "
+        "Install versions of the plug-in and of mmm-fusion that speak the same one.",
+    ),
+    "no forward": (
+        plugin("broken").replace("def forward", "def fuse"),
+        "PluginError: broken_fusion.Method: must define forward.",
+    ),
+    "no heads": (
+        plugin("broken", constructor="dim, image_dim, *, dropout, size=1"),
+        f"PluginError: broken_fusion.Method: {CONSTRUCTOR}, got (dim, image_dim, *, dropout, size=1).",
+    ),
+    "widths the other way round": (
+        plugin("broken", constructor="image_dim, dim, *, heads, dropout, size=1"),
+        f"PluginError: broken_fusion.Method: {CONSTRUCTOR}, got (image_dim, dim, *, heads, dropout, size=1).",
+    ),
+    "option without default": (
+        plugin("broken", constructor="dim, image_dim, *, heads, dropout, size"),
+        f"PluginError: broken_fusion.Method: {CONSTRUCTOR}, got (dim, image_dim, *, heads, dropout, size).",
+    ),
+    "forward without a grid": (
+        plugin("broken").replace(", image_grid=None", ""),
+        "PluginError: broken_fusion.Method.forward: the signature must be "
+        "(self, text, image, *, text_mask=None, image_mask=None, image_grid=None), "
+        "got (self, text, image, *, text_mask=None, image_mask=None).",
+    ),
+    "a built-in's name": (
+        plugin("mlp"),
+        f"DuplicateMethodError: fusion method 'mlp' is offered by {OWN} and broken-fusion 0.2. "
+        "A built-in is never replaced. Give the other another name.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_plugin_is_kept_out_and_on_record(site, case: str) -> None:
+    source, cause = BROKEN[case]
+    site.install("acme-fusion", "0.2", plugin("acme"))
+    site.install("broken-fusion", "0.2", source)
+    site.install("zebra-fusion", "1.0", plugin("zebra"))
+    assert names() == [*BUILT_IN, "acme", "zebra"]
+    (failure,) = failures()
+    assert (failure.source.distribution, failure.source.version) == ("broken-fusion", "0.2")
+    assert str(failure).startswith(f"broken-fusion 0.2 ({cause}")
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_strict_raises(site, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMM_FUSION_STRICT", "1")
+    source, cause = BROKEN[case]
+    site.install("acme-fusion", "0.2", plugin("acme"))
+    site.install("broken-fusion", "0.2", source)
+    for _ in range(2):
+        with pytest.raises(PluginError) as caught:
+            available()
+        text = "MMM_FUSION_STRICT is set, and not all plug-ins load. Failed to load: broken-fusion 0.2 "
+        assert str(caught.value).startswith(f"{text}({cause}")
+        assert type(caught.value.__cause__).__name__ == cause.partition(":")[0]
+
+
+def test_strict_is_content_where_all_plugins_load(site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMM_FUSION_STRICT", "1")
+    site.install("acme-fusion", "0.2", plugin("acme"))
+    assert names() == [*BUILT_IN, "acme"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "cause"),
+    [
+        ({"metadata": ""}, NO_METADATA),
+        (
+            {"metadata": "Name: broken-fusion\n"},
+            NO_METADATA,
+        ),
+        ({"entry_points": "[mmm_fusion]\nno equals sign\n"}, "(TypeError: "),
+        ({"entry_points": "[mmm_fusion]\nbroken = broken_fusion::\n"}, "(AttributeError: "),
+    ],
+)
+def test_broken_metadata_is_on_record(site, broken: dict[str, str], cause: str) -> None:
+    site.install("acme-fusion", "0.2", plugin("acme"))
+    site.install("broken-fusion", "0.3", plugin("broken"), **broken)
+    assert names() == [*BUILT_IN, "acme"]
+    (failure,) = failures()
+    assert re.match(r"broken[_-]fusion[ -]0.3", str(failure))  # the folder's name, where there is no other
+    assert cause in str(failure)
+
+
+def test_metadata_of_other_distributions_does_not_matter(site) -> None:
+    site.install("other", "1.0", entry_points="[console_scripts]\nno equals sign\n", metadata="")
+    assert failures() == ()
+
+
+def test_two_methods_of_one_name(site) -> None:
+    site.install("zebra-fusion", "1.0", plugin("gated"))
+    site.install("acme-fusion", "0.2", plugin("fine", "gated"))
+    text = (
+        "fusion method 'gated' is offered by acme-fusion 0.2 and zebra-fusion 1.0. None of them is loaded. "
+        "Uninstall one, or choose one by MMM_FUSION_PLUGINS."
+    )
+    assert names() == [*BUILT_IN, "fine"]
+    assert [str(failure) for failure in failures()] == [
+        f"acme-fusion 0.2 (DuplicateMethodError: {text})",
+        f"zebra-fusion 1.0 (DuplicateMethodError: {text})",
+    ]
+    with pytest.raises(DuplicateMethodError) as caught:
+        create("gated", 8, 6, heads=2, dropout=0.0)
+    assert str(caught.value) == text
+
+
+def test_choosing_one_of_two_settles_it(site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install("acme-fusion", "0.2", plugin("gated"))
+    site.install("zebra-fusion", "1.0", plugin("gated"))
+    monkeypatch.setenv("MMM_FUSION_PLUGINS", "zebra_fusion")
+    assert plugins.registry().methods["gated"].source.distribution == "zebra-fusion"
+    assert failures() == ()
+
+
+def test_a_built_in_is_never_replaced(site) -> None:
+    site.install("acme-fusion", "0.2", plugin("mlp"))
+    assert type(create("mlp", 8, 6, heads=2, dropout=0.0)).__module__ == "mmm_fusion.methods.mlp"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [("", []), (" , ", []), ("acme_fusion", ["acme"]), (" zebra_fusion , acme_fusion ", ["acme", "zebra"])],
+)
+def test_plugins_are_chosen_by_entry_point(site, monkeypatch, chosen: str, expected: list[str]) -> None:
+    monkeypatch.setenv("MMM_FUSION_PLUGINS", chosen)
+    site.install("acme-fusion", "0.2", plugin("acme"))
+    site.install("broken-fusion", "0.2", "1 / 0")
+    site.install("zebra-fusion", "1.0", plugin("zebra"))
+    assert names() == [*BUILT_IN, *expected]
+    assert failures() == ()
+
+
+def test_choosing_what_is_not_installed_is_recorded(site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMM_FUSION_PLUGINS", "acme_fusion,amce")
+    site.install("acme-fusion", "0.2", plugin("acme"))
+    assert names() == [*BUILT_IN, "acme"]
+    assert [str(failure) for failure in failures()] == [
+        "MMM_FUSION_PLUGINS (PluginError: no installed distribution has the entry point 'amce' in the group "
+        "'mmm_fusion'.)"
+    ]
+
+
+def test_unknown_method(site) -> None:
+    with pytest.raises(UnknownMethodError) as caught:
+        create("conct", 8, 6, heads=2, dropout=0.0)
+    assert str(caught.value) == (
+        "fusion method 'conct' is not registered. Did you mean 'concat'? See `python -m mmm_fusion`."
+    )
+
+
+def test_unknown_method_far_from_any(site) -> None:
+    with pytest.raises(UnknownMethodError) as caught:
+        create("xyz", 8, 6, heads=2, dropout=0.0)
+    assert str(caught.value) == (
+        "fusion method 'xyz' is not registered. Registered: add, concat, mlp, visual_expert. "
+        "See `python -m mmm_fusion`."
+    )
+
+
+def test_unknown_method_names_what_failed_to_load(site) -> None:
+    site.install("acme-fusion", "0.2", "import foo_that_is_not_there")
+    site.install("near-fusion", "1.0", plugin("cross_attention"))
+    with pytest.raises(UnknownMethodError) as caught:
+        create("xattention", 8, 6, heads=2, dropout=0.0)
+    assert str(caught.value) == (
+        "fusion method 'xattention' is not registered. Did you mean 'cross_attention'? Failed to load: acme-fusion 0.2 "
+        "(ModuleNotFoundError: No module named 'foo_that_is_not_there'). See `python -m mmm_fusion`."
+    )
+
+
+def test_of_two_copies_on_the_path_the_first_counts(site, tmp_path: Path) -> None:
+    site.install("acme-fusion", "0.2", plugin("acme"))
+    site.add_folder(tmp_path / "later").install("acme_fusion", "0.1", plugin("acme"))
+    assert names() == [*BUILT_IN, "acme"]
+    assert failures() == ()
+    assert plugins.registry().methods["acme"].source.version == "0.2"
