@@ -60,6 +60,7 @@ def docs(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Train a model that answers questions about pictures; `-- --fusion concat` picks another method."""
     install(session, *everything())
+    session.log(f"mmm is {Path(session.bin) / 'mmm'}: ask the model with it, or go on with a training that was stopped")
     # Ctrl-C reaches the trainer too, which then saves: give it the time.
     session.run("mmm", "demo", *session.posargs, interrupt_timeout=60.0, terminate_timeout=10.0)
 
