@@ -1,11 +1,13 @@
-"""Every hook is documented, and has a test."""
+"""Every hook is documented, and has a test; every rule of the contract is documented."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
 
 from mmm_fusion import hookspecs
+from mmm_fusion.testing import FusionContract
 
 HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "mmm_fusion_spec")]
 
@@ -27,3 +29,11 @@ def test_hook_is_documented(hook: str) -> None:
 @pytest.mark.parametrize("hook", HOOKS)
 def test_hook_has_a_test(hook: str) -> None:
     assert f"def {hook}()" in Path(__file__).with_name("test_plugins.py").read_text()
+
+
+RULES = [name for name in vars(FusionContract) if name.startswith("test_")]
+
+
+def test_the_rules_of_the_contract_are_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs/concepts/fusion.md").read_text()
+    assert re.findall(r"^\| `(test_\w+)` \|", page, flags=re.MULTILINE) == RULES

@@ -25,6 +25,8 @@ class Film(FusionMethod):
         image_dim: Width of the image tokens.
         heads: Not used.
         dropout: On the mean image token.
+    Source:
+        arXiv:1709.07871 §2.
     """
 
     name = "film"

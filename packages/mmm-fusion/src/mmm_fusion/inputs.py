@@ -23,7 +23,6 @@ def check_arguments(method: FusionMethod, dim: int, image_dim: int, *, heads: in
         image_dim: Width of the image tokens, at least 1.
         heads: Attention heads; divides `dim`, so that any method can take another's place.
         dropout: Probability, from 0 to below 1.
-
     Raises:
         ArgumentError: Names the argument.
     """
@@ -59,10 +58,8 @@ def check_inputs(
         text_mask: May be None.
         image_mask: May be None.
         image_grid: May be None.
-
     Returns:
         `text` and `image`, with zeros at padding.
-
     Raises:
         InputError: Names the tensor, what it must be and what it is.
     """
@@ -103,7 +100,6 @@ def prepend(
         text: Text tokens.
         text_mask: `(b, l)`, or None where all are real.
         image_mask: `(b, p)`, or None where all are real.
-
     Returns:
         Tokens `(b, p + l, dim)`.
     """

@@ -74,7 +74,6 @@ class FusionMethod(nn.Module, ABC):
             text_mask: `(b, l)` bool, True for a real token. None: all are.
             image_mask: `(b, p)` bool, True for a real token. None: all are.
             image_grid: `(h, w)` with `h * w == p`, where the image tokens are a grid in raster order.
-
         Returns:
             The fused sequence.
         """

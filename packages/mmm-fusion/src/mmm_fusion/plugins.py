@@ -58,7 +58,6 @@ def available() -> tuple[type[FusionMethod], ...]:
 
     Returns:
         The classes, built-ins first, then by name.
-
     Raises:
         PluginError: Under `MMM_FUSION_STRICT=1`, if a plug-in does not load.
     """
@@ -70,7 +69,6 @@ def failures() -> tuple[Failure, ...]:
 
     Returns:
         The records, in the order of loading.
-
     Raises:
         PluginError: Under `MMM_FUSION_STRICT=1`, if there are any.
     """
@@ -87,10 +85,8 @@ def create(name: str, dim: int, image_dim: int, *, heads: int, dropout: float, *
         heads: Attention heads, for the methods that attend; divides `dim`.
         dropout: Probability, from 0 to below 1.
         options: The method's own.
-
     Returns:
         The module, newly initialised.
-
     Raises:
         UnknownMethodError: No such method; names the nearest, and what failed to load.
         DuplicateMethodError: Two distributions claim the name; names both.
@@ -130,10 +126,8 @@ def methods_of(plugin: object) -> list[type[FusionMethod]]:
 
     Args:
         plugin: A module or object with a `hookimpl` named `mmm_fusion_methods`.
-
     Returns:
         Its fusion methods.
-
     Raises:
         PluginError: What it offers breaks a rule.
     """

@@ -26,7 +26,6 @@ def rule(says: str, remedy: str) -> Callable[[Callable[[Any], None]], Callable[[
     Args:
         says: The rule.
         remedy: What to do where it is broken.
-
     Returns:
         The decorator.
     """

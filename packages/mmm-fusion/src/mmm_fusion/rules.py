@@ -17,7 +17,6 @@ def check_method(method: object) -> None:
 
     Args:
         method: What a plug-in offers: a class, if all is well.
-
     Raises:
         PluginError: Names the class and the rule.
     """

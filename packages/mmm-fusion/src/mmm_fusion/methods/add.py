@@ -67,7 +67,6 @@ def add_image(
         image: Image tokens, already `dim` wide.
         text_mask: `(b, l)`, or None where all are real.
         image_mask: `(b, p)`, or None where all are real.
-
     Returns:
         Tokens `(b, l, dim)`. A row without real image tokens is the text itself.
     """

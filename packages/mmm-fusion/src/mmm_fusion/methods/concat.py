@@ -25,6 +25,8 @@ class Concat(FusionMethod):
         image_dim: Width of the image tokens.
         heads: Not used.
         dropout: On the projected image tokens.
+    Source:
+        arXiv:2304.08485 §4.1.
     """
 
     name = "concat"

@@ -1,6 +1,6 @@
 """`mlp`: LLaVA's projector, then as `add`.
 
-Liu et al., Improved Baselines with Visual Instruction Tuning (LLaVA-1.5), arXiv:2310.03744 §3.3: Linear, GELU, Linear.
+Liu et al., Improved Baselines with Visual Instruction Tuning (LLaVA-1.5), arXiv:2310.03744: Linear, GELU, Linear.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class MLP(FusionMethod):
         heads: Not used.
         dropout: On the projected image tokens.
         ratio: Hidden width of the projector, over `dim`.
+    Source:
+        arXiv:2310.03744, for the projector.
     """
 
     name = "mlp"

@@ -30,6 +30,8 @@ class VisualExpert(FusionMethod):
         heads: Attention heads.
         dropout: On what attention and feed-forward add to the residual.
         ratio: Hidden width of the feed-forward layers, over `dim`.
+    Source:
+        arXiv:2311.03079 §2.1.
     """
 
     name = "visual_expert"
