@@ -148,6 +148,23 @@ def test_padding_gets_no_gradient(method: FusionMethod) -> None:
     assert torch.equal(text.grad.any(dim=2), text_mask)
 
 
+def test_rows_of_padding_alone(method: FusionMethod) -> None:
+    text_mask = torch.tensor([[True] * 5, [False] * 5])
+    image_mask = torch.tensor([[True] * 12, [False] * 12])
+    for masks in ({"text_mask": text_mask}, {"text_mask": text_mask, "image_mask": image_mask}):
+        output = method(**inputs(**masks))
+        assert output.tokens.isfinite().all()
+        assert torch.equal(output.mask[:, output.text], text_mask)
+
+
+def test_shapes_can_be_had_on_the_meta_device(method: FusionMethod) -> None:
+    method.to("meta")
+    text, image = torch.randn(2, 5, 8, device="meta"), torch.randn(2, 12, 6, device="meta")
+    assert method(text, image).tokens.shape == method(text, image, text_mask=text[..., 0] > 0).tokens.shape
+    with pytest.raises(InputError, match="`text` must be float32 on meta, as the method's weights, got float64 on"):
+        method(text.double(), image)
+
+
 BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "no width": ({"dim": 0}, "`dim` must be an int of at least 1, got 0."),
     "width as a float": ({"dim": 8.0}, "`dim` must be an int of at least 1, got 8.0."),

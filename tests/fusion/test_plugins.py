@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmm_fusion import DuplicateMethodError, PluginError, UnknownMethodError, available, create, failures, plugins
+from mmm_fusion import (
+    DuplicateMethodError,
+    PluginError,
+    UnknownMethodError,
+    available,
+    create,
+    failures,
+    plugins,
+    rules,
+)
+from mmm_fusion.methods import Add
 
 BUILT_IN = ["add", "concat", "mlp", "visual_expert"]
 
@@ -231,9 +241,25 @@ def test_broken_metadata_is_on_record(site, broken: dict[str, str], cause: str) 
     assert cause in str(failure)
 
 
-def test_metadata_of_other_distributions_does_not_matter(site) -> None:
+def test_other_entry_points_do_not_matter(site) -> None:
     site.install("other", "1.0", entry_points="[console_scripts]\nno equals sign\n", metadata="")
+    site.install(
+        "acme-fusion", "0.2", plugin("acme"), entry_points="[mmm_fusion_tools]\nx = y\n[mmm_fusion]\na = acme_fusion"
+    )
+    assert names() == [*BUILT_IN, "acme"]
     assert failures() == ()
+
+
+def test_plugins_load_in_the_order_of_their_distributions(site, tmp_path: Path) -> None:
+    site.install("zebra-fusion", "1.0", "1 / 0")
+    site.add_folder(tmp_path / "later").install("acme-fusion", "0.2", "1 / 0")
+    assert [failure.source.distribution for failure in failures()] == ["acme-fusion", "zebra-fusion"]
+
+
+def test_a_method_that_says_nothing_was_written_for_contract_1(site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "CONTRACT", 2)
+    with pytest.raises(PluginError, match="`contract` must be 2, as this mmm-fusion speaks, got 1"):
+        rules.check_method(type("Old", (Add,), {"name": "old"}))
 
 
 def test_two_methods_of_one_name(site) -> None:
@@ -276,6 +302,12 @@ def test_plugins_are_chosen_by_entry_point(site, monkeypatch, chosen: str, expec
     site.install("broken-fusion", "0.2", "1 / 0")
     site.install("zebra-fusion", "1.0", plugin("zebra"))
     assert names() == [*BUILT_IN, *expected]
+    assert failures() == ()
+
+
+def test_where_none_is_chosen_no_metadata_is_read(site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMM_FUSION_PLUGINS", "")
+    site.install("broken-fusion", "0.2", metadata="")
     assert failures() == ()
 
 

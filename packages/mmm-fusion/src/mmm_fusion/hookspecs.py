@@ -24,5 +24,5 @@ def mmm_fusion_methods() -> Iterable[type[FusionMethod]]:  # type: ignore[empty-
     it: every installed plug-in is imported then.
 
     Returns:
-        The classes, in any order. Each follows contract 2: see `FusionMethod`.
+        The classes, in any order. Each keeps the contract: see `FusionMethod`.
     """

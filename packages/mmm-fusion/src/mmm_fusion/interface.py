@@ -1,4 +1,4 @@
-"""What a fusion method is: the class to derive from, and what its `forward` returns (contract 2)."""
+"""What a fusion method is: the class to derive from, and what its `forward` returns: the contract."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONTRACT = 1
-"""The version of contract 2 that this package speaks."""
+"""The version of the contract that this package speaks."""
 
 
 class FusionOutput(NamedTuple):

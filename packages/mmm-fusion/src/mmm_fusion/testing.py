@@ -1,4 +1,4 @@
-"""`FusionContract`: the rules of contract 2 as tests, for any fusion method.
+"""`FusionContract`: the rules of the contract as tests, for any fusion method.
 
 Subclass it in a test file, and pytest runs one test for each rule:
 
@@ -41,7 +41,7 @@ __all__ = ["ContractViolation", "FusionContract"]
 
 
 class FusionContract:
-    """One test method for each rule of contract 2.
+    """One test method for each rule of the contract.
 
     Set `method` in a subclass. The sizes may be set too, where a method can work only with some.
 

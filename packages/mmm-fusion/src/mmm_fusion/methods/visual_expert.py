@@ -103,7 +103,7 @@ def causal_attention(
     else:
         m = mask.shape[1]
         earlier = torch.ones(m, m, dtype=torch.bool, device=mask.device).tril()
-        # Padding sees itself: a softmax over nothing would be NaN.
+        # Padding sees itself: not every kernel makes zero of a softmax over nothing.
         itself = torch.eye(m, dtype=torch.bool, device=mask.device)
         seen = (earlier & mask[:, None, :]) | itself  # (b, m, m)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
