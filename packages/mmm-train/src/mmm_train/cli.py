@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -34,11 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = build_parser()
     try:
-        options = parser.parse_args(arguments, defaults=False)
-        if options.get("subcommand") is None:
+        options = parser.parse_args(arguments)
+        name = options.subcommand
+        if name is None:
             parser.print_help()
             return 0
-        COMMANDS[options.subcommand](options[options.subcommand])
+        given = parser.parse_args(arguments, defaults=False)
+        COMMANDS[name](options[name], given[name])
     except ArgumentError as error:
         return _fail(_readable(error))
     except Interrupted as stop:
@@ -106,35 +107,32 @@ def _add_settings(parser: ArgumentParser) -> None:
         parser.add_class_arguments(part, name)
 
 
-def _demo(options: Namespace) -> None:
+def _demo(options: Namespace, given: Namespace) -> None:
     from mmm_train.demo import demo_config
     from mmm_train.training import train
 
-    given = {name: options[name] for name in ("fusion", "epochs", "seed") if name in options}
-    train(demo_config(**given), _folder(options, "demo"))
+    train(demo_config(options.fusion, options.epochs, options.seed), _folder(options.out, "demo"))
 
 
-def _train(options: Namespace) -> None:
+def _train(options: Namespace, given: Namespace) -> None:
     from mmm_train.training import resume, train
 
-    settings = _settings(options)
-    if folder := options.get("resume"):
-        if settings or "out" in options:
-            raise ConfigError("--resume goes on with the settings of the run. Leave out all others.")
-        resume(folder)
+    if options.resume is None:
+        train(Config.from_dict(_settings(given)), _folder(options.out, "train"))
+    elif len(given.as_dict()) > 1:
+        raise ConfigError("--resume goes on with the settings of the run. Leave out all others.")
     else:
-        train(Config.from_dict(settings), _folder(options, "train"))
+        resume(options.resume)
 
 
-def _eval(options: Namespace) -> None:
+def _eval(options: Namespace, given: Namespace) -> None:
     from mmm_train.run import Run
     from mmm_train.training import evaluate_run
 
-    run = Run.open(options.run)
-    evaluate_run(_with_settings(run, _settings(options)))
+    evaluate_run(_with_settings(Run.open(options.run), _settings(given)))
 
 
-def _ask(options: Namespace) -> None:
+def _ask(options: Namespace, given: Namespace) -> None:
     from mmm_train.run import Run
     from mmm_train.terminal import Terminal
     from mmm_train.training import ask
@@ -143,27 +141,29 @@ def _ask(options: Namespace) -> None:
     found = ask(run, options.picture, options.question)
     if unknown := run.tokenizer.unknown_words(options.question):
         terminal.say(f"The training questions do not have: {', '.join(unknown)}.")
-    terminal.answers(found[: options.get("top", 5)])
+    terminal.answers(found[: options.top])
 
 
-COMMANDS: dict[str, Callable[[Namespace], None]] = {"demo": _demo, "train": _train, "eval": _eval, "ask": _ask}
+Command = Callable[[Namespace, Namespace], None]
+"""Takes the options with their defaults, and those that the user gave."""
+COMMANDS: dict[str, Command] = {"demo": _demo, "train": _train, "eval": _eval, "ask": _ask}
 
 
-def _settings(options: Namespace) -> dict[str, Any]:
+def _settings(given: Namespace) -> dict[str, Any]:
     """The settings that the user gave, nested: those of the YAML file, and over them the flags."""
-    flags = {name: part for name, part in options.as_dict().items() if name in PARTS and part}
-    if "config" not in options:
+    flags = {name: part for name, part in given.as_dict().items() if name in PARTS}
+    if "config" not in given:
         return flags
-    path = Path(options.config)
-    from_file = read_yaml(path)
+    path = Path(given.config)
+    settings = read_yaml(path)
     parser = ArgumentParser(exit_on_error=False)
     for name, part in PARTS.items():
         parser.add_class_arguments(part, name)
     try:
-        checked = parser.parse_object(from_file, defaults=False)
+        checked = parser.parse_object(settings, defaults=False)
     except ArgumentError as error:
         raise ConfigError(f"{path}: {_readable(error)}") from error
-    return {name: part for name, part in merge(checked.as_dict(), flags).items() if part}
+    return merge(checked.as_dict(), flags)
 
 
 def _with_settings(run: Run, given: dict[str, Any]) -> Run:
@@ -176,17 +176,17 @@ def _with_settings(run: Run, given: dict[str, Any]) -> Run:
     return replace(run, config=config)
 
 
-def _folder(options: Namespace, name: str) -> Path:
+def _folder(out: str | None, name: str) -> Path:
     from mmm_train.run import free_folder
 
-    return Path(options.out) if "out" in options else free_folder(Path("runs") / name)
+    return free_folder(Path("runs") / name) if out is None else Path(out)
 
 
 def _readable(error: ArgumentError) -> str:
-    """jsonargparse's text in one line, in the words of a setting."""
+    """jsonargparse's text in one line and in our form."""
     text = " ".join(str(error).split())
     text = re.sub(r"^Parser key \"([^\"]+)\":", r"\1:", text)
-    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(r"Expected a <class '(\w+)'>\. Got value: (.*)", r"expected \1, got \2", text)
     return text if text.endswith((".", "?")) else f"{text}."
 
 
@@ -196,7 +196,3 @@ def _fail(text: str, *, status: int = USER_ERROR, style: str = "red") -> int:
 
     Console(stderr=True, highlight=False).print(Text(f"mmm: {text}", style=style), soft_wrap=True)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -91,8 +91,8 @@ class TrainConfig:
     """
 
     epochs: int = 10
-    batch: int = 32
-    lr: float = 5e-4
+    batch: int = 16
+    lr: float = 3e-4
     warmup: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
@@ -150,7 +150,7 @@ class Config:
 
 
 PARTS: dict[str, type[Any]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
-_KEYS = [f"{name}.{each.name}" for name, part in PARTS.items() for each in fields(part)]
+KEYS = {name: [each.name for each in fields(part)] for name, part in PARTS.items()}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -161,6 +161,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: a YAML file was expected; {error.strerror}.") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}, line {line}: not YAML: {error.problem}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}.") from error
     settings = {} if settings is None else settings
@@ -172,11 +175,10 @@ def check_keys(settings: object, where: str) -> None:
     """Raise `ConfigError` at the first key that no setting has."""
     for name, part in _mapping(settings, where, "data, model and train").items():
         if name not in PARTS:
-            raise ConfigError(f"{where}: unknown key '{name}'.{_hint(str(name), [*PARTS, *_KEYS])}")
+            raise ConfigError(f"{where}: unknown key '{name}'.{_hint(name, '', list(PARTS))}")
         for key in _mapping(part or {}, where, f"settings under '{name}'"):
-            full = f"{name}.{key}"
-            if full not in _KEYS:
-                raise ConfigError(f"{where}: unknown key '{full}'.{_hint(full, _KEYS)}")
+            if key not in KEYS[name]:
+                raise ConfigError(f"{where}: unknown key '{name}.{key}'.{_hint(key, f'{name}.', KEYS[name])}")
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,10 +192,11 @@ def _mapping(value: object, where: str, what: str) -> Mapping[Any, Any]:
     return value
 
 
-def _hint(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    close = close or [full for full in known if full.endswith(f".{key}")][:1]
-    return f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(known)}."
+def _hint(key: object, prefix: str, known: list[str]) -> str:
+    elsewhere = [f"{name}.{key}" for name, keys in KEYS.items() if key in keys]
+    close = [f"{prefix}{name}" for name in difflib.get_close_matches(str(key), known, n=1)]
+    likely = elsewhere + close
+    return f" Did you mean '{likely[0]}'?" if likely else f" Known here: {', '.join(known)}."
 
 
 def _expect(ok: bool, setting: str, what: str, got: object) -> None:

@@ -31,8 +31,8 @@ class AnswerModel(nn.Module):
 
     def __init__(self, config: ModelConfig, *, words: int, answers: int) -> None:
         super().__init__()
+        self.block = _block(config)  # first, since it checks the sizes
         self.embed = nn.Embedding(words, config.dim, padding_idx=PAD)
-        self.block = _block(config)
         self.head = nn.Linear(config.dim, answers)
         # As small as image tokens are at first; at torch's standard deviation of 1 words drown the image.
         nn.init.normal_(self.embed.weight, std=0.02)

@@ -79,8 +79,9 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], question_only: Scores) -> 
 
 def _draw_loss(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
     steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-    window = max(1, len(losses) // 50)
-    smooth = [sum(part) / len(part) for i in range(len(losses)) if (part := losses[max(0, i + 1 - window) : i + 1])]
+    reach = len(losses) // 100
+    around = [losses[max(0, middle - reach) : middle + reach + 1] for middle in range(len(losses))]
+    smooth = [sum(part) / len(part) for part in around]
     axes.plot(steps, losses, color=COLOURS["yes_no"], alpha=0.4, linewidth=0.8)
     axes.plot(steps, smooth, color=COLOURS["all"])
     axes.set_title("loss in training", loc="left")
@@ -96,7 +97,7 @@ def _draw_accuracy(axes: Axes, lines: Sequence[Mapping[str, Any]], question_only
         axes.axhline(100 * base, color=COLOURS[name], linestyle=":", linewidth=1)
     axes.set_title("right answers on the test pictures, %", loc="left")
     axes.set_ylim(0, 102)
-    axes.legend(loc="lower right", frameon=False, title="dotted: question only", title_fontsize="small")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="dotted:\nquestion only")
 
 
 def _choose(run: Run, answered: Sequence[Answered]) -> tuple[list[Answered], list[Answered]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich.progress
 from rich.console import Console
@@ -50,7 +50,7 @@ class Terminal:
             rich.progress.MofNCompleteColumn(),
             rich.progress.TimeRemainingColumn(),
         )
-        with rich.progress.Progress(*columns, console=self.console, transient=True) as bars:
+        with self._bars(*columns) as bars:
             task = bars.add_task(text, total=total)
             yield lambda done: bars.advance(task, done)
 
@@ -72,10 +72,7 @@ class Terminal:
             rich.progress.TimeRemainingColumn(),
             rich.progress.TextColumn("left"),
         )
-        bars = rich.progress.Progress(
-            *columns, console=self.console, transient=True, expand=True, speed_estimate_period=300
-        )
-        with bars:
+        with self._bars(*columns, expand=True, speed_estimate_period=300) as bars:
             yield Progress(bars, trainer)
 
     def scores(self, rows: Mapping[str, Scores]) -> None:
@@ -108,6 +105,10 @@ class Terminal:
         for answer, probability in found:
             table.add_row(Text(answer), f"{100 * probability:.1f} %")
         self.console.print(table)
+
+    def _bars(self, *columns: rich.progress.ProgressColumn, **options: Any) -> rich.progress.Progress:
+        hidden = not self.console.is_terminal  # a log file has no use for them
+        return rich.progress.Progress(*columns, console=self.console, transient=True, disable=hidden, **options)
 
 
 class Progress:

@@ -148,7 +148,8 @@ def _size(data: QuestionSet) -> str:
 
 
 def _place(device: torch.device) -> str:
-    return f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    threads = torch.get_num_threads()
+    return f"{device}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else str(device)
 
 
 def _examples(run: Run, data: QuestionSet) -> Examples:

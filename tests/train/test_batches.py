@@ -1,0 +1,71 @@
+"""Words in numbers, and batches in which each picture stands once with all its questions."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmm_train import Tokenizer, read_metadata
+from mmm_train.data import Examples, batches, shuffled
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return Tokenizer.learn(["What colour is it?", "Is it red?", "is it it"])
+
+
+def test_words_in_lower_case_and_punctuation(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("WHAT colour is it ?") == tokenizer.encode("what colour is it?")
+    assert len(tokenizer.encode("what colour is it?")) == 5
+    assert tokenizer.encode("it") == [2]  # the most frequent follows [PAD] and [UNK]
+    assert len(tokenizer) == 2 + 6
+    assert tokenizer.encode("") == tokenizer.encode(" \n") == []
+
+
+def test_unknown_words(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("is it purple")[-1] == 1
+    assert tokenizer.unknown_words("is the Shape purple?") == ["the", "Shape", "purple"]
+    assert tokenizer.unknown_words("is it red?") == []
+
+
+def test_tokenizer_is_kept_as_text(tokenizer: Tokenizer) -> None:
+    again = Tokenizer.from_json(tokenizer.to_json())
+    assert again.encode("is it red, too?") == tokenizer.encode("is it red, too?")
+    assert again.to_json() == tokenizer.to_json()
+
+
+@pytest.fixture
+def examples(folder: Path) -> Examples:
+    data = read_metadata(folder)
+    tokenizer = Tokenizer.learn(question.text for question in data.questions)
+    return Examples(data, tokenizer, ("blue", "green", "no", "yes"), 16)  # no red
+
+
+def test_each_picture_once_with_all_its_questions(examples: Examples) -> None:
+    first, *_, last = batches(examples, 5)
+    assert first.images.shape == (5, 3, 16, 16)
+    assert last.images.shape == (2, 3, 16, 16)
+    assert first.image_of.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert first.text.shape == (10, 5)
+    assert first.text_mask.sum(1).tolist() == [5, 4] * 5
+    assert (first.text[~first.text_mask] == 0).all()
+    assert first.text[first.text_mask].min() > 1
+    assert first.answers[:6].tolist() == [-1, 3, 1, 2, 0, 2]  # the first picture is red, which is not known
+
+
+def test_order_and_start(examples: Examples) -> None:
+    order = shuffled(len(examples), seed=0, epoch=1)
+    assert sorted(order) == list(range(len(examples)))
+    assert order == shuffled(len(examples), seed=0, epoch=1)
+    assert order != shuffled(len(examples), seed=0, epoch=2)
+    assert order != shuffled(len(examples), seed=1, epoch=1)
+    images = torch.stack([examples[index].image for index in order])
+    assert torch.equal(torch.cat([batch.images for batch in batches(examples, 5, order=order)]), images)
+    assert torch.equal(torch.cat([batch.images for batch in batches(examples, 5, order=order, start=1)]), images[5:])
+    assert list(batches(examples, 5, order=order, start=3)) == []
+
+
+def test_workers_give_the_same_batches(examples: Examples, capfd: pytest.CaptureFixture[str]) -> None:
+    for here, there in zip(batches(examples, 5), batches(examples, 5, workers=2), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,303 @@
+"""A training from settings to report: it learns, it resumes bit by bit, and it leaves nothing half written."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import mmm_train.loop
+from mmm_train import (
+    Config,
+    ConfigError,
+    DataConfig,
+    DataError,
+    Interrupted,
+    LossError,
+    Run,
+    RunError,
+    Terminal,
+    TrainConfig,
+    ask,
+    evaluate_run,
+    resume,
+    train,
+)
+from mmm_train.evaluate import answer_all
+from mmm_train.loop import Trainer
+
+FILES = [
+    "config.json",
+    "curves.png",
+    "metrics.jsonl",
+    "model.safetensors",
+    "question_only.json",
+    "report.html",
+    "tokenizer.json",
+    "training.safetensors",
+]
+
+
+def without_speed(run: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """The same result bit by bit; only the speed may differ."""
+    for name in ("model.safetensors", "training.safetensors", "config.json", "tokenizer.json"):
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+    assert without_speed(run) == without_speed(other)
+
+
+def test_learns_what_can_be_seen(config: Config, tmp_path: Path, quiet: Terminal) -> None:
+    long = replace(
+        config, train=replace(config.train, epochs=25, evaluate=10), model=replace(config.model, dropout=0.0)
+    )
+    run = train(long, tmp_path / "run", quiet)
+    assert sorted(path.name for path in run.folder.iterdir()) == FILES
+    assert evaluate_run(run, quiet).parts() == {"all": 1.0, "yes_no": 1.0, "open": 1.0}
+    lines = without_speed(run.folder)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 76))
+    assert [line["epoch"] for line in lines if "test" in line] == [10, 20, 25]
+    assert lines[-1]["test"] == {"all": 1.0, "yes_no": 1.0, "open": 1.0}
+    assert ask(run, tmp_path / "pictures" / "1.png", "what colour IS it?")[0][0] == "green"
+    answers = ask(Run.open(run.folder), tmp_path / "pictures" / "0.png", "is it red?")
+    assert answers[0][0] == "yes"
+    assert sum(probability for _, probability in answers) == pytest.approx(1)
+    assert [name for name, _ in answers][1:] != sorted(name for name, _ in answers)[1:]
+
+
+def test_config_json_says_what_was_done(config: Config, tmp_path: Path, quiet: Terminal) -> None:
+    run = train(config, tmp_path / "run", quiet)
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert about["answers"] == ["blue", "green", "no", "red", "yes"]
+    assert about["settings"] == config.to_dict()
+    assert about["packages"]["torch"] == torch.__version__
+    again = Run.open(tmp_path / "run")
+    assert (again.config, again.answers, again.trained_on) == (run.config, run.answers, run.trained_on)
+
+
+def test_the_seed_decides_alone(config: Config, tmp_path: Path, quiet: Terminal) -> None:
+    train(config, tmp_path / "a", quiet)
+    torch.manual_seed(7)
+    train(config, tmp_path / "b", quiet)
+    assert_same(tmp_path / "a", tmp_path / "b")
+    train(replace(config, train=replace(config.train, seed=1)), tmp_path / "c", quiet)
+    a, c = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "c"))
+    assert not torch.equal(a["head.weight"], c["head.weight"])
+
+
+@pytest.mark.parametrize("step", [1, 4, 6, 9], ids=["first", "middle", "end of an epoch", "last"])
+def test_resumed_is_as_if_never_stopped(
+    config: Config, tmp_path: Path, quiet: Terminal, stop_at: Callable[[int], None], step: int
+) -> None:
+    train(config, tmp_path / "whole", quiet)
+    stop_at(step)
+    with pytest.raises(Interrupted) as caught:
+        train(config, tmp_path / "parts", quiet)
+    assert str(caught.value) == (
+        f"Stopped after step {step} of 9, and saved. Go on with: mmm train --resume {tmp_path / 'parts'}"
+    )
+    assert without_speed(tmp_path / "parts")[-1]["step"] == step
+    assert not (tmp_path / "parts" / "report.html").exists()
+    resume(tmp_path / "parts", quiet)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    assert (tmp_path / "parts" / "report.html").exists()
+
+
+def test_stopped_in_an_evaluation(
+    config: Config, tmp_path: Path, quiet: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config, tmp_path / "whole", quiet)
+
+    def stopped(*args: object, **options: object) -> object:
+        signal.raise_signal(signal.SIGTERM)
+        return answer_all(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mmm_train.loop, "answer_all", stopped)
+        with pytest.raises(Interrupted, match="Stopped after step 3 of 9"):
+            train(config, tmp_path / "parts", quiet)
+    resume(tmp_path / "parts", quiet)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_crash_loses_what_follows_the_checkpoint_and_no_more(
+    config: Config, tmp_path: Path, quiet: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config, tmp_path / "whole", quiet)
+    original = Trainer.step
+
+    def step(self: Trainer, batch: object) -> float:
+        if self.place.step == 5:
+            raise MemoryError
+        return original(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(MemoryError):
+            train(config, tmp_path / "parts", quiet)
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "ep')
+    assert Run.open(tmp_path / "parts").metrics()[-1]["step"] == 5
+    resume(tmp_path / "parts", quiet)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_finished_run_writes_its_report_again(config: Config, tmp_path: Path, quiet: Terminal) -> None:
+    run = train(config, tmp_path / "run", quiet)
+    shutil.copytree(run.folder, tmp_path / "before")
+    (run.folder / "report.html").unlink()
+    resume(run.folder, quiet)
+    assert_same(tmp_path / "before", run.folder)
+    assert (run.folder / "report.html").read_text() == (tmp_path / "before" / "report.html").read_text().replace(
+        "before", "run"
+    )
+
+
+def test_signals_are_given_back(
+    config: Config, tmp_path: Path, quiet: Terminal, stop_at: Callable[[int], None]
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    stop_at(2)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", quiet)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_loss_that_is_no_number(config: Config, tmp_path: Path, quiet: Terminal) -> None:
+    wild = replace(config, train=replace(config.train, lr=1e30, warmup=0))
+    with pytest.raises(LossError) as caught:
+        train(wild, tmp_path / "run", quiet)
+    assert str(caught.value) == (
+        "step 2: the loss is nan. No checkpoint was saved before it. Lower train.lr or raise train.warmup, "
+        "and train anew."
+    )
+    with pytest.raises(RunError) as no_checkpoint:
+        resume(tmp_path / "run", quiet)
+    assert str(no_checkpoint.value) == (
+        f"{tmp_path / 'run'}: no checkpoint, training.safetensors is missing. "
+        "Train the model first, or name another run."
+    )
+
+
+def test_a_late_loss_names_the_last_checkpoint(
+    config: Config, tmp_path: Path, quiet: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer.step
+
+    def step(self: Trainer, batch: object) -> float:
+        if self.place.step == 4:
+            self.model.head.bias.data[0] = torch.nan
+        return original(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(LossError) as caught:
+        train(config, tmp_path / "run", quiet)
+    assert str(caught.value) == (
+        f"step 5: the loss is nan. The last checkpoint in {tmp_path / 'run'} is of step 3. "
+        "Lower train.lr or raise train.warmup, and train anew."
+    )
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / "model.safetensors").values())
+
+
+def test_nothing_is_written_before_all_is_checked(config: Config, tmp_path: Path, quiet: Terminal) -> None:
+    broken = tmp_path / "pictures" / "7.png"
+    content = broken.read_bytes()
+    broken.write_bytes(content[:-30])
+    with pytest.raises(DataError, match=r"pictures/7\.png: a picture was expected, got "):
+        train(config, tmp_path / "run", quiet)
+    broken.write_bytes(content)
+    wrong = {
+        "model": replace(config.model, patch_size=5),
+        "data": replace(config.data, test=str(tmp_path)),
+        "train": replace(config.train, device="cuda:99"),
+    }
+    for name, part in wrong.items():
+        with pytest.raises((ConfigError, DataError, RunError)):
+            train(replace(config, **{name: part}), tmp_path / "run", quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_folders_are_left_alone(config: Config, tmp_path: Path, quiet: Terminal) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    train(replace(config, train=replace(config.train, epochs=1)), run, quiet)  # empty: taken
+    with pytest.raises(RunError) as caught:
+        train(config, run, quiet)
+    assert str(caught.value) == (
+        f"{run}: already holds a run. Go on with it by `mmm train --resume {run}`, or choose another --out."
+    )
+    with pytest.raises(RunError) as caught:
+        train(config, tmp_path, quiet)
+    assert str(caught.value) == f"{tmp_path}: a new or empty folder was expected. Choose another --out."
+
+
+def test_resume_wants_the_same_data(
+    config: Config, tmp_path: Path, quiet: Terminal, stop_at: Callable[[int], None]
+) -> None:
+    stop_at(1)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", quiet)
+    metadata = tmp_path / "pictures" / "metadata.csv"
+    metadata.write_text(metadata.read_text().replace("blue", "cyan"))
+    with pytest.raises(DataError) as caught:
+        resume(tmp_path / "run", quiet)
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'}: {tmp_path / 'pictures'} is not the data that this run began with. "
+        "Restore it, or train a new run."
+    )
+
+
+def test_damaged_runs(config: Config, tmp_path: Path, quiet: Terminal) -> None:
+    run = train(replace(config, train=replace(config.train, epochs=1)), tmp_path / "run", quiet).folder
+
+    def message() -> str:
+        with pytest.raises(RunError) as caught:
+            Run.open(run).load_model()
+        return str(caught.value)
+
+    (run / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-1])
+    assert message().startswith(f"{run}: not a readable checkpoint: ".replace(str(run), str(run / "model.safetensors")))
+    (run / "model.safetensors").unlink()
+    assert message() == (
+        f"{run}: no checkpoint, model.safetensors is missing. Train the model first, or name another run."
+    )
+    about = json.loads((run / "config.json").read_text())
+    for change, expected in [
+        ({"version": 9}, f"{run}: version 1 was expected in config.json, got 9."),
+        ({"answers": ["one"]}, f"{run}: training.safetensors does not fit config.json."),
+    ]:
+        (run / "config.json").write_text(json.dumps({**about, **change}))
+        with pytest.raises(RunError) as caught:
+            resume(run, quiet)
+        assert str(caught.value) == expected
+    (run / "config.json").write_text("{")
+    assert message().startswith(f"{run / 'config.json'}: not readable as JSON: ")
+    (run / "config.json").unlink()
+    assert message() == f"{run}: not a run folder, it has no config.json."
+
+
+def test_hold_out_and_new_test_answers(config: Config, folder: Path, tmp_path: Path, quiet: Terminal) -> None:
+    alone = replace(config, data=DataConfig(train=str(folder), holdout=0.25), train=TrainConfig(epochs=1, batch=4))
+    assert evaluate_run(train(alone, tmp_path / "a", quiet), quiet).all.asked == 3 * 2
+    metadata = tmp_path / "test" / "metadata.csv"
+    metadata.write_text(metadata.read_text().replace("red", "scarlet"))  # an answer that the model cannot know
+    scores = evaluate_run(train(replace(config, train=alone.train), tmp_path / "b", quiet), quiet)
+    assert scores.all.asked == 10
+
+
+def test_a_picture_of_another_size_and_kind(config: Config, tmp_path: Path, quiet: Terminal) -> None:
+    run = train(replace(config, train=replace(config.train, epochs=1)), tmp_path / "run", quiet)
+    Image.new("RGBA", (50, 33), (255, 0, 0, 128)).save(tmp_path / "a.webp")
+    assert len(ask(run, tmp_path / "a.webp", "what?")) == 5
+    with pytest.raises(DataError) as caught:
+        ask(run, tmp_path / "a.webp", "  ")
+    assert str(caught.value) == "question: at least one word was expected, got '  '."
