@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,29 +19,24 @@ class ContractViolation(AssertionError):
     """A method breaks a rule. The text says what was seen; the notes name the rule and the remedy."""
 
 
-def rule(says: str, remedy: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+class rule(contextlib.ContextDecorator):
     """Mark a test as the check of one rule: whatever it raises carries the rule and the remedy as notes.
 
     Args:
         says: The rule.
         remedy: What to do where it is broken.
-    Returns:
-        The decorator.
     """
 
-    def decorate(check: Callable[[Any], None]) -> Callable[[Any], None]:
-        @functools.wraps(check)
-        def run(self: Any) -> None:
-            try:
-                check(self)
-            except Exception as error:
-                error.add_note(f"Rule: {says}")
-                error.add_note(f"To do: {remedy}")
-                raise
+    def __init__(self, says: str, remedy: str) -> None:
+        self.says, self.remedy = says, remedy
 
-        return run
+    def __enter__(self) -> None:
+        pass
 
-    return decorate
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            error.add_note(f"Rule: {self.says}")
+            error.add_note(f"To do: {self.remedy}")
 
 
 @contextlib.contextmanager
