@@ -9,11 +9,9 @@ import sys
 import typing
 from collections.abc import Callable
 
-import beartype  # noqa: F401  (all that the packages import comes before TYPE_CHECKING is set)
-import einops  # noqa: F401
+import beartype  # noqa: F401  (what the packages import comes before TYPE_CHECKING is set)
 import jaxtyping
 import pluggy  # noqa: F401
-import safetensors.torch  # noqa: F401
 import torch
 import torch._dynamo
 
