@@ -1,5 +1,6 @@
 """Which backend runs a call, what is said of the others, and the native library's own part."""
 
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -69,36 +70,25 @@ def test_an_unknown_backend_is_named(monkeypatch):
         selective_scan(**ScanCase().inputs())
 
 
-@pytest.fixture
-def fresh_library():
-    for function in (native_library.load, native_library.why_not):
-        function.cache_clear()
-    yield
-    for function in (native_library.load, native_library.why_not):
-        function.cache_clear()
+def test_the_wheel_carries_the_library_and_knows_this_cpu():
+    assert re.search(r"this CPU has (avx512|avx2|neon|baseline)\)", native_library.WHY_NOT)
 
 
-def test_the_wheel_carries_the_library():
-    assert native_library.isa() in ("avx512", "avx2", "neon", "baseline")
+@pytest.mark.parametrize(
+    ("name", "value", "begins", "ends"),
+    [
+        ("NAME", "libabsent.so", "libabsent.so was not built; ", "where a C++17 compiler is at hand"),
+        ("NAME", "py.typed", "py.typed does not load (", "; reinstall mmm-core on this machine"),
+        ("ABI", 99, native_library.NAME, " has ABI 1, this mmm_core needs 99; reinstall mmm-core"),
+    ],
+)
+def test_a_library_that_cannot_be_used_is_said(monkeypatch, name, value, begins, ends):
+    monkeypatch.setattr(native_library, name, value)
+    reason = native_library._why_not(native_library._load())
+    assert reason.startswith(begins)
+    assert reason.endswith(ends)
 
 
-@pytest.mark.usefixtures("fresh_library")
-def test_a_missing_library_is_said(monkeypatch):
-    monkeypatch.setattr(native_library, "NAME", "libabsent.so")
-    reason = "libabsent.so was not built; reinstall mmm-core where a C++17 compiler is at hand"
-    assert dict(mmm_core.explain())["native"] == reason
-    assert native_library.isa() is None
-
-
-@pytest.mark.usefixtures("fresh_library")
-def test_a_library_of_another_abi_is_refused(monkeypatch):
-    monkeypatch.setattr(native_library, "ABI", 99)
-    assert dict(mmm_core.explain())["native"].endswith("has ABI 1, this mmm_core needs 99; reinstall mmm-core")
-
-
-@pytest.mark.usefixtures("fresh_library")
-def test_a_library_that_does_not_load_is_said(monkeypatch):
-    monkeypatch.setattr(native_library, "NAME", "py.typed")
-    reason = dict(mmm_core.explain())["native"]
-    assert reason.startswith("py.typed does not load (")
-    assert reason.endswith("; reinstall mmm-core on this machine")
+def test_importing_does_not_load_the_compiler():
+    program = "import sys, mmm_core; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

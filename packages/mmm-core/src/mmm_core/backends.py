@@ -49,7 +49,7 @@ class Explanation(tuple[Verdict, ...]):
 def why_not(backend: str, name: str, device: torch.device) -> str | None:
     """Why `backend` cannot run a call whose tensor `name` is on `device`, or None where it can."""
     if backend == "native":
-        return native_library.why_not()
+        return native_library.WHY_NOT
     if backend in ("triton", "mamba_ssm"):
         if device.type != "cuda":
             return f"`{name}` is on {device.type}"
@@ -69,7 +69,6 @@ def explain(*tensors: Tensor) -> Explanation:
     return Explanation(Verdict(backend, why_not(backend, "u", device)) for backend in NAMES)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiled graph keeps the choice
 def choose(where: str, forced: str | None, name: str, device: torch.device) -> str:
     """Say which backend runs a call.
 

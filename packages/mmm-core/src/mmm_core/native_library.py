@@ -6,7 +6,6 @@ The library has a plain C ABI and is loaded by ctypes, so that one wheel serves 
 from __future__ import annotations
 
 import ctypes
-import functools
 import sys
 from importlib import resources
 
@@ -15,9 +14,8 @@ _NAMES = {"win32": "mmm_core_native.dll", "darwin": "libmmm_core_native.dylib"}
 NAME = _NAMES.get(sys.platform, "libmmm_core_native.so")
 
 
-@functools.cache
-def load() -> ctypes.CDLL | str:
-    """The loaded library, or a sentence that says why there is none."""
+def _load() -> ctypes.CDLL | str:
+    """The library, or a sentence that says why there is none."""
     path = resources.files("mmm_core").joinpath(NAME)  # an editable install keeps it apart from the sources
     if not path.is_file():
         return f"{NAME} was not built; reinstall mmm-core where a C++17 compiler is at hand"
@@ -32,16 +30,12 @@ def load() -> ctypes.CDLL | str:
     return library
 
 
-def isa() -> str | None:
-    """The widest instruction set of this CPU that the library knows, or None without the library."""
-    library = load()
-    return None if isinstance(library, str) else library.mmm_core_isa().decode()
-
-
-@functools.cache
-def why_not() -> str | None:
-    """Why the native kernels cannot run, or None where they can."""
-    library = load()
+def _why_not(library: ctypes.CDLL | str) -> str:
     if isinstance(library, str):
         return library
-    return f"the library is built (ABI {ABI}, this CPU has {isa()}), but this version holds no kernels in it yet"
+    isa = library.mmm_core_isa().decode()
+    return f"the library is built (ABI {ABI}, this CPU has {isa}), but this version holds no kernels in it yet"
+
+
+WHY_NOT = _why_not(_load())
+"""Why the native kernels cannot run. Found at import, since torch.compile cannot look into files."""

@@ -20,12 +20,12 @@ def causal_conv1d(
     bias: Float[Tensor, " e"] | None = None,
     *,
     activation: Literal["silu"] | None = None,
-    initial_state: Float[Tensor, "s e k-1"] | None = None,
+    initial_state: Float[Tensor, "s e t"] | None = None,
     return_final_state: bool = False,
-    cu_seqlens: Int[Tensor, " s+1"] | None = None,
+    cu_seqlens: Int[Tensor, " bounds"] | None = None,
     reverse: bool = False,
     backend: str | None = None,
-) -> Float[Tensor, "b l e"] | tuple[Float[Tensor, "b l e"], Float[Tensor, "s e k-1"]]:
+) -> Float[Tensor, "b l e"] | tuple[Float[Tensor, "b l e"], Float[Tensor, "s e t"]]:
     """Depthwise causal convolution along `l`.
 
     Args:
@@ -61,7 +61,7 @@ def causal_conv1d(
 
 def causal_conv1d_update(
     x: Float[Tensor, "b e"],
-    state: Float[Tensor, "b e k-1"],
+    state: Float[Tensor, "b e t"],
     weight: Float[Tensor, "e k"],
     bias: Float[Tensor, " e"] | None = None,
     *,

@@ -28,7 +28,7 @@ DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the initial step sizes are log-un
 class MambaState(NamedTuple):
     """What a `Mamba` layer remembers of the tokens behind it; it does not grow with their number."""
 
-    conv: Float[Tensor, "b e k-1"]  # the last inputs of the convolution, oldest first
+    conv: Float[Tensor, "b e t"]  # the last inputs of the convolution, oldest first
     ssm: Float[Tensor, "b e n"]  # the state of the scan
 
 
