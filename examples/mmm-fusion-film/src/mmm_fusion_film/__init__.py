@@ -1,5 +1,5 @@
 """FiLM as a fusion method: an example of a plug-in for `mmm-fusion`."""
 
-from .film import Film
+from mmm_fusion_film.film import Film
 
 __all__ = ["Film"]

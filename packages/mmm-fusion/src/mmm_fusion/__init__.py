@@ -1,7 +1,7 @@
 """Fusion methods for text and images, and the registry that lets anyone publish one."""
 
-from .discovery import Source
-from .errors import (
+from mmm_fusion.discovery import Source
+from mmm_fusion.errors import (
     ArgumentError,
     DuplicateMethodError,
     FusionError,
@@ -9,10 +9,10 @@ from .errors import (
     PluginError,
     UnknownMethodError,
 )
-from .hookspecs import hookimpl
-from .inputs import check_arguments, check_inputs, prepend
-from .interface import CONTRACT, FusionMethod, FusionOutput
-from .plugins import Failure, available, create, failures
+from mmm_fusion.hookspecs import hookimpl
+from mmm_fusion.inputs import check_arguments, check_inputs, prepend
+from mmm_fusion.interface import CONTRACT, FusionMethod, FusionOutput
+from mmm_fusion.plugins import Failure, available, create, failures
 
 __all__ = [
     "CONTRACT",

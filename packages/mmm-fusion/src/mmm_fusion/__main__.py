@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 
-from .errors import PluginError
-from .interface import CONTRACT
-from .plugins import Failure, Registered, registry
+from mmm_fusion.errors import PluginError
+from mmm_fusion.interface import CONTRACT
+from mmm_fusion.plugins import Failure, Registered, registry
 
 
 def main() -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .hookspecs import hookimpl
-from .interface import FusionMethod
-from .methods import MLP, Add, Concat, VisualExpert
+from mmm_fusion.hookspecs import hookimpl
+from mmm_fusion.interface import FusionMethod
+from mmm_fusion.methods import MLP, Add, Concat, VisualExpert
 
 
 @hookimpl

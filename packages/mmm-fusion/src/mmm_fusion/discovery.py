@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 
-from .errors import PluginError
-from .hookspecs import PROJECT
+from mmm_fusion.errors import PluginError
+from mmm_fusion.hookspecs import PROJECT
 
 GROUP = PROJECT
 

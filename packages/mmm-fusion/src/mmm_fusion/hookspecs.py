@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from .interface import FusionMethod
+    from mmm_fusion.interface import FusionMethod
 
 PROJECT = "mmm_fusion"
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .errors import ArgumentError, InputError
-from .interface import FusionMethod, FusionOutput
+from mmm_fusion.errors import ArgumentError, InputError
+from mmm_fusion.interface import FusionMethod, FusionOutput
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from . import builtin, hookspecs
-from .discovery import GROUP, Plugin, Source, candidates, in_order, plugins_of, wanted
-from .errors import ArgumentError, DuplicateMethodError, PluginError, UnknownMethodError
-from .interface import FusionMethod
-from .rules import check_method, options_of
+from mmm_fusion import builtin, hookspecs
+from mmm_fusion.discovery import GROUP, Plugin, Source, candidates, in_order, plugins_of, wanted
+from mmm_fusion.errors import ArgumentError, DuplicateMethodError, PluginError, UnknownMethodError
+from mmm_fusion.interface import FusionMethod
+from mmm_fusion.rules import check_method, options_of
 
 S = TypeVar("S")
 T = TypeVar("T")

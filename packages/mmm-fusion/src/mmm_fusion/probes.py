@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .interface import FusionMethod, FusionOutput
+from mmm_fusion.interface import FusionMethod, FusionOutput
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

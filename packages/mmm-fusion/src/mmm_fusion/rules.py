@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 
-from .errors import PluginError
-from .interface import CONTRACT, FusionMethod
+from mmm_fusion.errors import PluginError
+from mmm_fusion.interface import CONTRACT, FusionMethod
 
 SHARED = ("dim", "image_dim", "heads", "dropout")
 """The constructor's arguments that are the same for every method."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from .interface import FusionMethod
-from .probes import (
+from mmm_fusion.interface import FusionMethod
+from mmm_fusion.probes import (
     ContractViolation,
     check_output,
     compare,
@@ -31,7 +31,7 @@ from .probes import (
     rule,
     same,
 )
-from .rules import check_method
+from mmm_fusion.rules import check_method
 
 if TYPE_CHECKING:
     from jaxtyping import Float

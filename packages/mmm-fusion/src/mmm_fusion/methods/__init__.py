@@ -1,8 +1,8 @@
 """The built-in fusion methods, one file each."""
 
-from .add import Add
-from .concat import Concat
-from .mlp import MLP
-from .visual_expert import VisualExpert
+from mmm_fusion.methods.add import Add
+from mmm_fusion.methods.concat import Concat
+from mmm_fusion.methods.mlp import MLP
+from mmm_fusion.methods.visual_expert import VisualExpert
 
 __all__ = ["MLP", "Add", "Concat", "VisualExpert"]

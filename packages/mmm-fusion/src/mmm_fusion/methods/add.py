@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..inputs import check_arguments, check_inputs
-from ..interface import FusionMethod, FusionOutput
+from mmm_fusion.inputs import check_arguments, check_inputs
+from mmm_fusion.interface import FusionMethod, FusionOutput
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

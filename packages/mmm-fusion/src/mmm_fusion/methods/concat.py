@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..inputs import check_arguments, check_inputs, prepend
-from ..interface import FusionMethod, FusionOutput
+from mmm_fusion.inputs import check_arguments, check_inputs, prepend
+from mmm_fusion.interface import FusionMethod, FusionOutput
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

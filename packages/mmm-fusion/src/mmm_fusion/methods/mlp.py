@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..errors import ArgumentError
-from ..inputs import check_arguments, check_inputs
-from ..interface import FusionMethod, FusionOutput
-from .add import add_image
+from mmm_fusion.errors import ArgumentError
+from mmm_fusion.inputs import check_arguments, check_inputs
+from mmm_fusion.interface import FusionMethod, FusionOutput
+from mmm_fusion.methods.add import add_image
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..inputs import check_arguments, check_inputs, prepend
-from ..interface import FusionMethod, FusionOutput
-from .mlp import hidden_width
+from mmm_fusion.inputs import check_arguments, check_inputs, prepend
+from mmm_fusion.interface import FusionMethod, FusionOutput
+from mmm_fusion.methods.mlp import hidden_width
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
