@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmm_train import Tokenizer, read_metadata
+from mmm_train import DataError, Tokenizer, read_metadata
 from mmm_train.data import Examples, batches, shuffled
 
 
@@ -69,3 +69,11 @@ def test_workers_give_the_same_batches(examples: Examples, capfd: pytest.Capture
     for here, there in zip(batches(examples, 5), batches(examples, 5, workers=2), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_broke_meanwhile(examples: Examples, folder: Path, workers: int) -> None:
+    (folder / "7.png").write_text("no picture")
+    with pytest.raises(DataError) as caught:
+        list(batches(examples, 5, workers=workers))
+    assert str(caught.value) == f"{folder / '7.png'}: a picture was expected, got a file that is none."

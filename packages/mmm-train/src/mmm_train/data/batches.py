@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmm_train.data.pictures import open_picture, to_tensor
 from mmm_train.data.questions import QuestionSet
 from mmm_train.data.tokenizer import PAD, Tokenizer
+from mmm_train.errors import DataError
 from mmm_train.seeds import derive
 
 if TYPE_CHECKING:
@@ -114,18 +115,24 @@ def batches(
         workers: Processes that read; 0 reads here.
     Yields:
         One batch after the other.
+    Raises:
+        DataError: A picture cannot be read.
     """
     order = range(len(examples)) if order is None else order
     picked = [list(order[first : first + size]) for first in range(start * size, len(order), size)]
-    # A worker left to Ctrl-C would die within a batch; it stops when the training does.
-    yield from DataLoader(
+    loader = DataLoader(
         examples,
         batch_sampler=picked,
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_ignore_interrupts,
     )
+    try:
+        yield from loader
+    except DataError as error:  # that of a worker comes with its traceback as text, our message last
+        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
 
 
 def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches the workers too; they end with the training."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

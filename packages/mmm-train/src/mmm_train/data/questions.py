@@ -62,7 +62,7 @@ class QuestionSet:
         return tuple(sorted({question.answer for question in self.questions}))
 
     def hold_out(self, part: float) -> tuple[QuestionSet, QuestionSet]:
-        """Split by pictures. File names alone decide, so a picture stays on its side when others are added.
+        """Split by pictures. Their file names decide, whatever their order.
 
         Args:
             part: Part of the pictures that goes to the second set.

@@ -12,7 +12,11 @@ PAD, UNKNOWN = 0, 1
 
 
 class Tokenizer:
-    """Splits at spaces and around punctuation, and numbers the words. 0 pads, 1 is every unknown word."""
+    """Splits at spaces and around punctuation, and numbers the words. 0 pads, 1 is every unknown word.
+
+    Args:
+        inner: A tokenizer of the `tokenizers` library that does so; `learn` and `from_json` make one.
+    """
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         self._inner = inner
