@@ -59,7 +59,8 @@ def test_check_fusion_method_prints_and_returns_the_name(capsys):
 @pytest.mark.parametrize(
     ("change", "method", "part"),
     [
-        ({"dim": 20}, "mlp", ""),
+        ({"dim": 20}, "mlp", "layers."),
+        ({"dim": 20}, "mlp", "fusion."),
         ({"depth": 3}, "mlp", "layers."),
         ({"d_state": 5}, "mlp", "layers."),
         ({"expand": 3}, "mlp", "layers."),
@@ -217,6 +218,23 @@ def test_compiles_to_one_graph(method):
     )
 
 
+def test_each_layer_adds_to_what_it_reads():
+    block = small()
+    for layer in block.layers:
+        nn.init.zeros_(layer.mixer.out_proj.weight)
+    fused = block.fuse(torch.randn(2, 5, 16), torch.randn(2, 3, 16, 24))
+    torch.testing.assert_close(block.backbone(fused), block.norm_f(fused.tokens))
+
+
+def test_more_layers_start_with_smaller_branches():
+    one, sixteen = (small(dim=64, depth=depth).layers[0].mixer.out_proj.weight.std().item() for depth in (1, 16))
+    assert one / sixteen == pytest.approx(4, rel=0.1)
+
+
+def test_patches_need_not_be_square():
+    assert small(patch_size=(4, 8)).encode(torch.randn(1, 3, 16, 24)).grid == (4, 3)
+
+
 def test_another_encoder_takes_the_vits_place():
     class Pixels(nn.Module):
         def __init__(self):
@@ -237,6 +255,12 @@ def test_another_encoder_takes_the_vits_place():
         "MultiModalMambaBlock: `encoder` must return (b, p, encoder_dim) with b = 2 and encoder_dim = 12, "
         "got (2, 20, 13). Wrap it so that it returns its tokens."
     )
+    block.encoder.forward = lambda image: (image, image)
+    with pytest.raises(ShapeError, match=r"got tuple\. Wrap it so that"):
+        block(torch.randn(2, 5, 16), torch.randn(2, 3, 4, 5))
+    with pytest.raises(ShapeError) as raised:
+        block(torch.randn(2, 5, 16), torch.randn(3, 4, 5))
+    assert str(raised.value) == "MultiModalMambaBlock: `image` must be (b, c, y, x), got (3, 4, 5)."
 
 
 def test_names_are_the_fields():
@@ -262,6 +286,11 @@ def test_names_are_the_fields():
             ShapeError,
             "MultiModalMambaBlock: `image` must have b = 2 rows as `text`, got 3. "
             "To ask several questions of an image, index the tokens that encode() returns.",
+        ),
+        (
+            (torch.zeros(()), torch.zeros(2, 3, 16, 24)),
+            mmm_fusion.InputError,
+            "fusion method 'mlp': `text` must be (b, l, dim) = (b, l, 16), got ().",
         ),
         (
             (torch.zeros(2, 5, 20), torch.zeros(2, 3, 16, 24)),

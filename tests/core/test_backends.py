@@ -35,6 +35,18 @@ def test_explain_prints_a_table():
 def test_explain_speaks_of_the_tensors_device():
     reasons = dict(mmm_core.explain(SimpleNamespace(device=torch.device("cuda"))))
     assert reasons["triton"] == reasons["mamba_ssm"] == "this version of mmm-core has no GPU kernels"
+    assert reasons["native"] == "`u` is on cuda"
+
+
+def test_explain_knows_what_the_environment_forces(monkeypatch):
+    monkeypatch.setenv("MMM_CORE_BACKEND", "reference")
+    explanation = mmm_core.explain()
+    assert explanation.chosen == "reference"
+    lines = str(explanation).splitlines()
+    assert lines[3:] == ["chunked    can run", "reference  can run, asked for by MMM_CORE_BACKEND"]
+    monkeypatch.setenv("MMM_CORE_BACKEND", "triton")
+    line = str(mmm_core.explain()).splitlines()[0]
+    assert line == "triton     cannot run: `u` is on cpu, asked for by MMM_CORE_BACKEND"
 
 
 def test_the_command_prints_the_report():

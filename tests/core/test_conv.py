@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmm_core import ShapeError, causal_conv1d, causal_conv1d_update
+from mmm_core.conv import operator
 from mmm_core.testing import OUTPUT_TOLERANCE, ConvCase, assert_correct, rms_error_ratio, ulps_apart
 
 BACKENDS = ["chunked", "reference"]
@@ -51,11 +52,60 @@ def test_gradcheck_on_both_outputs_and_all_inputs(case, backend):
 
 
 @backends
-@pytest.mark.parametrize("case", [ConvCase(), ConvCase(lengths=(3, 0, 4), bias=False, reverse=True)])
-def test_opcheck(case, backend):
-    inputs, options = case.inputs(), case.options()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [ConvCase(), ConvCase(lengths=(3, 0, 4), bias=False, reverse=True), ConvCase(bias=False, initial_state=False)],
+)
+def test_opcheck_forward_and_backward(case, dtype, backend):
+    inputs, options = case.inputs(dtype), case.options()
     tensors = (*(inputs.get(name) for name in ("x", "weight", "bias", "initial_state")), options.get("cu_seqlens"))
     torch.library.opcheck(torch.ops.mmm_core.causal_conv1d, (*tensors, True, case.reverse, backend))
+    tensors = [None if x is None else x.detach() for x in tensors]
+    out, state = torch.ops.mmm_core.causal_conv1d(*tensors, True, case.reverse, backend)
+    torch.library.opcheck(
+        torch.ops.mmm_core.causal_conv1d_backward, (*tensors, out, state, True, case.reverse, backend)
+    )
+
+
+@backends
+def test_the_forced_backend_is_the_one_that_runs(backend, monkeypatch):
+    ran = []
+    module = operator.BACKENDS[backend]
+    monkeypatch.setattr(module, "forward", lambda *a, run=module.forward: ran.append(backend) or run(*a))
+    inputs = ConvCase().inputs()
+    causal_conv1d(**inputs, backend=backend)
+    monkeypatch.setenv("MMM_CORE_BACKEND", backend)
+    causal_conv1d(**inputs)
+    causal_conv1d_update(torch.zeros(2, 6), torch.zeros(2, 6, 3), torch.zeros(6, 4))
+    assert ran == [backend] * 3
+
+
+@backends
+def test_autocast_changes_nothing(backend):
+    inputs, seen = ConvCase().inputs(), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = causal_conv1d(**inputs, backend=backend)
+            seen.append((out, *torch.autograd.grad(out.square().sum(), list(inputs.values()))))
+    assert all(torch.equal(x, y) for x, y in zip(*seen, strict=True))
+
+
+@backends
+def test_a_nan_stays_in_its_row(backend):
+    x = torch.randn(3, 5, 6)
+    x[1, 2] = float("nan")
+    out = causal_conv1d(x, torch.randn(6, 4), backend=backend)
+    assert out[1].isnan().any()
+    assert not out[[0, 2]].isnan().any()
+
+
+@backends
+def test_gradients_of_parameters_accumulate_in_float32(backend):
+    x, weight = torch.ones(1, 4096, 1, dtype=torch.bfloat16), torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    bias = torch.zeros(1, dtype=torch.bfloat16, requires_grad=True)
+    grads = torch.autograd.grad(causal_conv1d(x, weight, bias, backend=backend).sum(), [weight, bias])
+    assert [grad.item() for grad in grads] == [4096, 4096]  # a bfloat16 sum of ones stops at 256
 
 
 def test_compiles_to_one_graph_with_gradients():
@@ -119,13 +169,11 @@ def test_half_precision_is_the_rounded_float32_result(backend, dtype):
         inputs = {name: x.detach().to(width).requires_grad_() for name, x in ConvCase().inputs(dtype).items()}
         out, state = causal_conv1d(**inputs, activation="silu", return_final_state=True, backend=backend)
         assert out.dtype == state.dtype == width
-        grads = torch.autograd.grad((out, state), list(inputs.values()), (out.detach(), torch.ones_like(state)))
+        cotangent = torch.linspace(-1, 1, out.numel()).view_as(out).to(dtype).to(width)
+        grads = torch.autograd.grad((out, state), list(inputs.values()), (cotangent, torch.ones_like(state)))
         results.append((out, state, *grads))
-    half, wide = results
-    assert ulps_apart(half[0], wide[0].to(dtype)) <= 1
-    assert torch.equal(half[1], wide[1].to(dtype))
-    for x, y in zip(half[2:], wide[2:], strict=True):
-        torch.testing.assert_close(x.float(), y, rtol=2e-2, atol=2e-2)  # their cotangents were rounded
+    for half, wide in zip(*results, strict=True):
+        assert ulps_apart(half, wide.to(dtype)) <= 1
 
 
 @backends
@@ -140,10 +188,12 @@ def test_any_strides(backend):
     ("change", "error", "text"),
     [
         ({"x": torch.zeros(17, 6)}, ShapeError, "`x` must be (b, l, e), got (17, 6)."),
-        ({"weight": torch.zeros(6, 1, 4)}, ShapeError, "`weight` must be (e, k) = (6, 4), got (6, 1, 4). "
+        ({"weight": torch.zeros(6, 1, 4)}, ShapeError, "`weight` must be (e, k) with e = 6 and k >= 1, got (6, 1, 4). "
          "If it is a Conv1d's (e, 1, k), pass weight.squeeze(1)."),
-        ({"weight": torch.zeros(6, 0)}, ShapeError, "`weight` must be (e, k) = (6, 1), got (6, 0)."),
-        ({"weight": torch.zeros(5, 4)}, ShapeError, "`weight` must be (e, k) = (6, 4), got (5, 4)."),
+        ({"weight": torch.zeros(6, 0)}, ShapeError, "`weight` must be (e, k) with e = 6 and k >= 1, got (6, 0)."),
+        ({"weight": torch.zeros(5, 4)}, ShapeError, "`weight` must be (e, k) with e = 6 and k >= 1, got (5, 4)."),
+        ({"weight": torch.zeros(())}, ShapeError, "`weight` must be (e, k) with e = 6 and k >= 1, got ()."),
+        ({"x": torch.zeros(())}, ShapeError, "`x` must be (b, l, e), got ()."),
         ({"bias": torch.zeros(1)}, ShapeError, "`bias` must be (e,) = (6,), got (1,)."),
         ({"initial_state": torch.zeros(2, 6, 4)}, ShapeError,
          "`initial_state` must be (b, e, k-1) = (2, 6, 3), got (2, 6, 4)."),
@@ -156,6 +206,16 @@ def test_a_wrong_argument_is_named(change, error, text):
     with pytest.raises(error) as raised:
         causal_conv1d(**ConvCase().inputs() | change)
     assert str(raised.value) == f"causal_conv1d: {text}"
+
+
+def test_a_step_compiles_and_records_no_gradient():
+    weight, state = torch.randn(6, 4, requires_grad=True), torch.randn(2, 6, 3)
+    other, x = state.clone(), torch.randn(2, 6)
+    y = torch.compile(causal_conv1d_update, fullgraph=True, backend="aot_eager")(x, other, weight)
+    assert torch.equal(y, causal_conv1d_update(x, state, weight))
+    assert torch.equal(other, state)
+    assert not y.requires_grad
+    assert not state.requires_grad
 
 
 def test_a_step_names_its_own_arguments():

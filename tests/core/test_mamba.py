@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmm_core import Mamba, MambaState, ShapeError
+from mmm_core import Mamba, MambaState, ShapeError, selective_scan
+from mmm_core.testing import OUTPUT_TOLERANCE, rms_error_ratio
 
 
 def plain_mamba(layer, x):
@@ -37,10 +38,12 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_it_is_the_mamba_of_the_paper(options):
-    layer, x = Mamba(20, **options), torch.randn(3, 33, 20)
-    with torch.no_grad():
-        torch.testing.assert_close(layer(x).double(), plain_mamba(layer, x), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.no_grad()
+def test_it_is_the_mamba_of_the_paper(options, dtype):
+    layer, x = Mamba(20, **options).to(dtype), torch.randn(3, 33, 20, dtype=dtype)
+    layer.A_log.normal_()
+    assert rms_error_ratio(layer(x), plain_mamba(layer, x)) <= OUTPUT_TOLERANCE[dtype]
 
 
 def test_parameters_have_the_names_and_shapes_of_mamba_ssm():
@@ -112,6 +115,16 @@ def test_packed_texts_do_not_see_each_other():
         torch.testing.assert_close(state.conv[k : k + 1], single.conv)
 
 
+def test_packed_texts_go_on_from_their_states():
+    layer, x = Mamba(8), torch.randn(1, 9, 8)
+    _, state = layer(torch.randn(2, 4, 8), return_state=True)
+    bounds = torch.tensor([0, 3, 9])
+    packed = layer(x, state, cu_seqlens=bounds)
+    for k, span in enumerate((slice(0, 3), slice(3, 9))):
+        alone = layer(x[:, span], MambaState(*(tensor[k : k + 1] for tensor in state)))
+        torch.testing.assert_close(packed[:, span], alone)
+
+
 def test_it_is_causal_and_every_parameter_learns():
     layer, x = Mamba(8), torch.randn(2, 9, 8, requires_grad=True)
     y = layer(x)
@@ -143,6 +156,39 @@ def test_bfloat16_stays_bfloat16_and_keeps_a_float32_state():
     layer = Mamba(16).bfloat16()
     y, state = layer(torch.randn(2, 7, 16, dtype=torch.bfloat16), return_state=True)
     assert (y.dtype, state.conv.dtype, state.ssm.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+
+
+@torch.no_grad()
+def test_a_and_the_step_sizes_bias_are_float32_where_the_weights_are_not():
+    layer, x = Mamba(16).bfloat16(), torch.randn(2, 7, 16, dtype=torch.bfloat16)
+    layer.A_log.normal_()
+    layer.dt_proj.bias.normal_(std=3)
+    seen = {}
+
+    def scan(u, delta, A, B, C, D, z, delta_bias, **options):
+        seen.update(A=A, delta=delta, delta_bias=delta_bias)
+        return selective_scan(u, delta, A, B, C, D, z, delta_bias, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmm_core.layers.mamba.selective_scan", scan)
+        layer(x)
+    assert torch.equal(seen["A"], -layer.A_log.float().exp())
+    assert torch.equal(seen["delta_bias"], layer.dt_proj.bias)
+    assert not torch.allclose(seen["delta"], seen["delta"] + layer.dt_proj.bias)
+
+
+@pytest.mark.parametrize("length", [5, 70])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_exports_with_any_length(length, gradients):
+    layer = Mamba(8)
+    with torch.set_grad_enabled(gradients):
+        dynamic = {"x": {1: torch.export.Dim("l", min=2)}}
+        program = torch.export.export(layer, (torch.randn(2, length, 8),), dynamic_shapes=dynamic)
+    targets = [str(node.target) for node in program.graph.nodes if "mmm_core" in str(node.target)]
+    assert targets == ["mmm_core.causal_conv1d.default", "mmm_core.selective_scan.default"]
+    for l in (3, 16, 33, 100):
+        x = torch.randn(2, l, 8)
+        torch.testing.assert_close(program.module()(x), layer(x))
 
 
 def test_autocast_is_close_to_float32():

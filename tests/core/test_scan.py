@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from mmm_core import ShapeError, selective_scan, selective_state_update
+from mmm_core import BackendUnavailable, ShapeError, selective_scan, selective_state_update
 from mmm_core.scan import chunked, operator
 from mmm_core.scan.problem import Problem
 from mmm_core.testing import OUTPUT_TOLERANCE, ScanCase, assert_correct, rms_error_ratio, ulps_apart
@@ -64,20 +65,56 @@ def test_gradcheck_on_both_outputs_and_all_inputs(case, backend):
 
 
 @backends
-@pytest.mark.parametrize("case", [ScanCase(), ScanCase(lengths=(3, 0, 4), reverse=True), ScanCase(D=False, z=False)])
-def test_opcheck(case, backend):
-    inputs = case.inputs()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        ScanCase(),
+        ScanCase(lengths=(3, 0, 4), reverse=True),
+        ScanCase(D=False, z=False, delta_bias=False, initial_state=False),
+    ],
+)
+def test_opcheck_forward_and_backward(case, dtype, backend):
+    inputs, options = case.inputs(dtype), case.options()
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
     tensors = {name: inputs.get(name) for name in names}
     tensors |= {name: tensors[name].detach().unsqueeze(2).requires_grad_() for name in ("B", "C")}
-    options = case.options()
-    arguments = (*tensors.values(), options.get("cu_seqlens"), case.delta_softplus, case.reverse, True, backend)
-    torch.library.opcheck(torch.ops.mmm_core.selective_scan, arguments)
+    arguments = [*tensors.values(), options.get("cu_seqlens")]
+    flags = (case.delta_softplus, case.reverse)
+    torch.library.opcheck(torch.ops.mmm_core.selective_scan, (*arguments, *flags, True, backend))
+    arguments = [None if x is None else x.detach() for x in arguments]
+    out, state, checkpoints = torch.ops.mmm_core.selective_scan(*arguments, *flags, True, backend)
+    torch.library.opcheck(
+        torch.ops.mmm_core.selective_scan_backward, (*arguments, checkpoints, out, state, *flags, backend)
+    )
+
+
+@backends
+def test_autocast_changes_nothing(backend):
+    inputs, seen = ScanCase().inputs(), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = selective_scan(**inputs, delta_softplus=True, backend=backend)
+            seen.append((out, *torch.autograd.grad(out.square().sum(), list(inputs.values()))))
+    assert all(torch.equal(x, y) for x, y in zip(*seen, strict=True))
+
+
+def test_checkpoints_are_kept_for_a_gradient_alone(monkeypatch):
+    kept = []
+    monkeypatch.setattr(chunked, "forward", lambda p, save, run=chunked.forward: kept.append(save) or run(p, save))
+    inputs = ScanCase().inputs()
+    with torch.no_grad():
+        selective_scan(**inputs)
+    selective_scan(**{name: x.detach() for name, x in inputs.items()})
+    selective_scan(**inputs)
+    assert kept == [False, False, True]
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
-def test_compiles_to_one_graph_with_gradients(compiler):
+def test_compiles_to_one_graph_with_gradients(compiler, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # its cache does not see a fake kernel change
+
     def loss(*tensors):
         out, state = selective_scan(*tensors, delta_softplus=True, return_final_state=True)
         return (out.sin() + 1).sum() + state.cos().sum()
@@ -174,10 +211,10 @@ def test_a_nan_stays_in_its_row_or_sequence(backend, packed):
         outputs = selective_scan(**leaves, **case.options(), return_final_state=True, backend=backend)
         loss = sum(y.nan_to_num().square().sum() for y in outputs)
         per_position = [leaves[name] for name in ("u", "delta", "B", "C", "z")]
-        seen.append((*outputs, *torch.autograd.grad(loss, [*per_position, leaves["initial_state"]])))
-    for x, y in zip(*seen, strict=True):
-        one_a_sequence = x.ndim == 3 and x.shape[-1] == case.n and x.shape[0] == 3 and x.shape[1] == case.e
-        where = (1,) if one_a_sequence else poisoned
+        *grads, grad_state = torch.autograd.grad(loss, [*per_position, leaves["initial_state"]])
+        out, state = outputs
+        seen.append([(poisoned, x) for x in (out, *grads)] + [((1,), x) for x in (state, grad_state)])
+    for (where, x), (_, y) in zip(*seen, strict=True):
         rest = torch.ones(x.shape[:2] if x.shape[0] == 1 else x.shape[:1], dtype=torch.bool)
         rest[where] = False
         torch.testing.assert_close(x[rest], y[rest], rtol=0, atol=0)
@@ -242,25 +279,42 @@ def test_rows_do_not_depend_on_how_many_stand_beside_them(monkeypatch):
     torch.testing.assert_close(selective_scan(**inputs), whole)
 
 
-def test_chunked_holds_no_tensor_of_the_whole_length_by_state():
-    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-        elements = 0
+class LiveMemory(torch.utils._python_dispatch.TorchDispatchMode):
+    """The most bytes alive at once in the tensors made under it."""
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **kwargs or {})
-            for x in torch.utils._pytree.tree_leaves(out):
-                if isinstance(x, torch.Tensor):
-                    self.elements = max(self.elements, x.numel())
-            return out
+    def __init__(self):
+        super().__init__()
+        self.made, self.peak = {}, 0
 
-    case = ScanCase(b=1, l=512, e=8, n=16)
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        for x in torch.utils._pytree.tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                storage = x.untyped_storage()
+                self.made[StorageWeakRef(storage)] = storage.nbytes()
+        self.made = {made: size for made, size in self.made.items() if not made.expired()}
+        self.peak = max(self.peak, sum(self.made.values()))
+        return out
+
+
+def peak_of_both_passes(case):
     inputs = {name: x.detach() for name, x in case.inputs().items()}
     inputs |= {name: inputs[name].unsqueeze(2) for name in ("B", "C")}
     problem = Problem(**inputs, cu_seqlens=None, delta_softplus=True, reverse=False)
-    with Largest() as largest:
+    with LiveMemory() as memory:
         out, state, checkpoints = chunked.forward(problem, save=True)
         chunked.backward(problem, checkpoints, out, state)
-    assert largest.elements == max(512 * 8, 512 * 16, chunked.CHUNK * 8 * 16)
+    return memory.peak
+
+
+def test_chunked_holds_no_state_for_every_position():
+    short, long = (peak_of_both_passes(ScanCase(b=1, l=l, e=32, n=64)) for l in (1024, 2048))
+    assert long - short < 1024 * 32 * 64 * 4 / 2
+
+
+def test_chunked_works_on_few_rows_at_a_time():
+    few, many = (peak_of_both_passes(ScanCase(b=b, l=32, e=32, n=64)) for b in (64, 128))
+    assert many - few < 64 * 32 * 32 * 64 * 4 / 2
 
 
 def test_gradients_of_parameters_accumulate_in_float32():
@@ -292,6 +346,7 @@ def test_the_forced_backend_is_the_one_that_runs(backend, monkeypatch):
             "selective_scan: `B` must be (b, l, n) = (2, 64, 16), got (2, 16, 64). "
             "If it is (b, n, l), pass B.transpose(1, 2).",
         ),
+        ({"u": ()}, ShapeError, "selective_scan: `u` must be (b, l, e), got ()."),
         ({"u": (64, 8)}, ShapeError, "selective_scan: `u` must be (b, l, e), got (64, 8)."),
         ({"delta": (2, 64, 1)}, ShapeError, "selective_scan: `delta` must be (b, l, e) = (2, 64, 8), got (2, 64, 1)."),
         ({"A": (8,)}, ShapeError, "selective_scan: `A` must be (e, n) with e = 8 and n >= 1, got (8,)."),
@@ -330,6 +385,8 @@ def test_a_wrong_dtype_or_device_is_named():
     assert str(raised.value) == (
         "selective_scan: `u` must be float16, bfloat16, float32 or float64, got torch.int64. Pass u.float()."
     )
+    with pytest.raises(TypeError, match=r"got torch\.float8_e4m3fn"):
+        selective_scan(**inputs | {"u": inputs["u"].to(torch.float8_e4m3fn)})
     with pytest.raises(ValueError, match="`D` must be on the device") as raised:
         selective_scan(**inputs | {"D": inputs["D"].to("meta")})
     assert str(raised.value) == (
@@ -340,9 +397,9 @@ def test_a_wrong_dtype_or_device_is_named():
 @pytest.mark.parametrize(
     ("cu_seqlens", "b", "error", "text"),
     [
-        ([0, 5, 3, 17], 1, ShapeError, "must rise from 0 to l = 17, got [0, 5, 3, 17]."),
-        ([0, 5], 1, ShapeError, "must rise from 0 to l = 17, got [0, 5]."),
-        ([1, 17], 1, ShapeError, "must rise from 0 to l = 17, got [1, 17]."),
+        ([0, 5, 3, 17], 1, ShapeError, "must rise from 0 to l = 17, got 3 after 5. It holds"),
+        ([0, 5], 1, ShapeError, "must rise from 0 to l = 17, got from 0 to 5. It holds"),
+        ([1, 17], 1, ShapeError, "must rise from 0 to l = 17, got from 1 to 17. It holds"),
         ([0, 17], 2, ShapeError, "needs b = 1, got b = 2. Pack the rows into one."),
         ([[0, 17]], 1, ShapeError, "must be (k+1,) with a zero first, got (1, 2)."),
         ([0.0, 17.0], 1, TypeError, "must be int32 or int64, got torch.float32."),
@@ -355,9 +412,60 @@ def test_wrong_boundaries_are_named(cu_seqlens, b, error, text):
     assert str(raised.value).startswith(f"selective_scan: `cu_seqlens` {text}")
 
 
+def test_boundaries_that_are_no_tensor_or_elsewhere_are_named():
+    inputs = ScanCase(b=1, initial_state=False).inputs()
+    with pytest.raises(TypeError) as raised:
+        selective_scan(**inputs, cu_seqlens=[0, 17])
+    assert str(raised.value) == (
+        "selective_scan: `cu_seqlens` must be a tensor, got list. Pass torch.tensor(cu_seqlens)."
+    )
+    with pytest.raises(ValueError, match="on cpu or on the device of `u` = cpu, got meta"):
+        selective_scan(**inputs, cu_seqlens=torch.tensor([0, 17], device="meta"))
+
+
+def test_packed_states_are_counted_in_sequences():
+    inputs = ScanCase(lengths=(9, 8)).inputs()
+    inputs["initial_state"] = inputs["initial_state"][:1]
+    with pytest.raises(ShapeError) as raised:
+        selective_scan(**inputs, cu_seqlens=torch.tensor([0, 9, 17]))
+    assert str(raised.value) == "selective_scan: `initial_state` must be (k, e, n) = (2, 6, 3), got (1, 6, 3)."
+
+
+def test_a_call_traced_without_gradients_says_so():
+    inputs = [x.detach() for x in ScanCase(groups=1).inputs().values()]
+    out, *_ = torch.ops.mmm_core.selective_scan(
+        inputs[0].requires_grad_(), *inputs[1:], None, True, False, False, "chunked"
+    )
+    with pytest.raises(RuntimeError, match="the call was traced with gradients off"):
+        out.sum().backward()
+
+
+def token_of(inputs):
+    first = {name: x[:, 0] if name in ("u", "delta", "B", "C", "z") else x for name, x in inputs.items()}
+    return {name: x.detach().requires_grad_() for name, x in first.items()}
+
+
+def test_a_step_compiles_and_records_no_gradient():
+    token = token_of(ScanCase(l=1).inputs())
+    state = token.pop("initial_state").detach()
+    other = state.clone()
+    y = torch.compile(selective_state_update, fullgraph=True, backend="aot_eager")(other, **token)
+    assert torch.equal(y, selective_state_update(state, **token))
+    assert torch.equal(other, state)
+    assert not y.requires_grad
+    assert not state.requires_grad
+
+
+def test_a_step_names_itself(monkeypatch):
+    token = token_of(ScanCase(l=1).inputs())
+    state = token.pop("initial_state").detach()
+    monkeypatch.setenv("MMM_CORE_BACKEND", "triton")
+    with pytest.raises(BackendUnavailable, match="selective_state_update: backend 'triton' cannot run"):
+        selective_state_update(state, **token)
+
+
 def test_a_step_names_its_own_arguments():
-    inputs = {name: x.detach() for name, x in ScanCase(l=1).inputs().items()}
-    token = {name: x[:, 0] if name in ("u", "delta", "B", "C", "z") else x for name, x in inputs.items()}
+    token = token_of(ScanCase(l=1).inputs())
     state = token.pop("initial_state")
     with pytest.raises(ShapeError) as raised:
         selective_state_update(state[:1], **token)

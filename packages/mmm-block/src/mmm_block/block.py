@@ -132,13 +132,16 @@ class MultiModalMambaBlock(nn.Module):
         Returns:
             Tokens `(b, p, encoder_dim)` and their grid; index the tokens by row to repeat an image.
         Raises:
-            ShapeError: The encoder did not return `(b, p, encoder_dim)`.
+            ShapeError: The image is not `(b, c, y, x)`, or the encoder did not return `(b, p, encoder_dim)`.
         """
+        if image.ndim != 4:
+            raise ShapeError(f"MultiModalMambaBlock: `image` must be (b, c, y, x), got {tuple(image.shape)}.")
         tokens = self.encoder(image)
-        if tokens.ndim != 3 or tokens.shape[0] != image.shape[0] or tokens.shape[2] != self.encoder_dim:
+        shape = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
+        if len(shape) != 3 or (shape[0], shape[2]) != (image.shape[0], self.encoder_dim):
             raise ShapeError(
                 f"MultiModalMambaBlock: `encoder` must return (b, p, encoder_dim) with b = {image.shape[0]} and "
-                f"encoder_dim = {self.encoder_dim}, got {tuple(tokens.shape)}. Wrap it so that it returns its tokens."
+                f"encoder_dim = {self.encoder_dim}, got {shape}. Wrap it so that it returns its tokens."
             )
         grid = (image.shape[2] // self.patch_size[0], image.shape[3] // self.patch_size[1])
         return ImageTokens(tokens, grid if math.prod(grid) == tokens.shape[1] else None)
@@ -159,7 +162,7 @@ class MultiModalMambaBlock(nn.Module):
         if image is not None and not isinstance(image, ImageTokens):
             image = self.encode(image)
         tokens, grid = (None, None) if image is None else image
-        if tokens is not None and tokens.shape[0] != text.shape[0]:
+        if tokens is not None and text.ndim == 3 and tokens.shape[0] != text.shape[0]:
             raise ShapeError(
                 f"MultiModalMambaBlock: `image` must have b = {text.shape[0]} rows as `text`, got {tokens.shape[0]}. "
                 "To ask several questions of an image, index the tokens that encode() returns."

@@ -17,6 +17,7 @@ from mmm_core.errors import BackendUnavailable
 if TYPE_CHECKING:
     from torch import Tensor
 
+VARIABLE = "MMM_CORE_BACKEND"
 NAMES = ("triton", "mamba_ssm", "native", "chunked", "reference")
 
 
@@ -34,38 +35,43 @@ class Explanation(tuple[Verdict, ...]):
 
     @property
     def chosen(self) -> str:
-        """The backend that runs where none is forced."""
-        return next(verdict.backend for verdict in self if verdict.reason is None)
+        """The backend that a call gets: that of `MMM_CORE_BACKEND` where it is set, else the first that can run."""
+        return _forced() or next(verdict.backend for verdict in self if verdict.reason is None)
 
     def __str__(self) -> str:
         width = max(len(name) for name in NAMES)
-        lines = []
-        for name, reason in self:
-            status = "chosen" if name == self.chosen else "can run" if reason is None else f"cannot run: {reason}"
-            lines.append(f"{name:<{width}}  {status}")
-        return "\n".join(lines)
+        return "\n".join(f"{verdict.backend:<{width}}  {self._status(verdict)}" for verdict in self)
+
+    def _status(self, verdict: Verdict) -> str:
+        status = "can run" if verdict.reason is None else f"cannot run: {verdict.reason}"
+        if verdict.backend != self.chosen:
+            return status
+        if _forced():
+            return f"{status}, asked for by {VARIABLE}"
+        return "chosen"
 
 
 def why_not(backend: str, name: str, device: torch.device) -> str | None:
     """Why `backend` cannot run a call whose tensor `name` is on `device`, or None where it can."""
+    wanted = {"triton": "cuda", "mamba_ssm": "cuda", "native": "cpu"}.get(backend, device.type)
+    if device.type != wanted:
+        return f"`{name}` is on {device.type}"
     if backend == "native":
         return native_library.WHY_NOT
     if backend in ("triton", "mamba_ssm"):
-        if device.type != "cuda":
-            return f"`{name}` is on {device.type}"
         return "this version of mmm-core has no GPU kernels"
     return None
 
 
-def explain(*tensors: Tensor) -> Explanation:
+def explain(u: Tensor | None = None) -> Explanation:
     """Say which backends can run a call here, and why not the others.
 
     Args:
-        *tensors: The tensors of the call; only the first one's device matters. None: the CPU.
+        u: The first tensor of the call; its device is what counts. None: one on the CPU.
     Returns:
         One verdict a backend, fastest first. `print(explain())` shows a table.
     """
-    device = tensors[0].device if tensors else torch.device("cpu")
+    device = torch.device("cpu") if u is None else u.device
     return Explanation(Verdict(backend, why_not(backend, "u", device)) for backend in NAMES)
 
 
@@ -85,7 +91,7 @@ def choose(where: str, forced: str | None, name: str, device: torch.device) -> s
     """
     asked_by = "backend"
     if forced is None:
-        forced, asked_by = os.environ.get("MMM_CORE_BACKEND") or None, "MMM_CORE_BACKEND"
+        forced, asked_by = _forced(), VARIABLE
     if forced is None:
         return next(backend for backend in NAMES if why_not(backend, name, device) is None)
     if forced not in NAMES:
@@ -95,3 +101,7 @@ def choose(where: str, forced: str | None, name: str, device: torch.device) -> s
         can = ", ".join(backend for backend in NAMES if why_not(backend, name, device) is None)
         raise BackendUnavailable(f"{where}: backend {forced!r} cannot run: {reason}. Can run here: {can}.")
     return forced
+
+
+def _forced() -> str | None:
+    return os.environ.get(VARIABLE) or None

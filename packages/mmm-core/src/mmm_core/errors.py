@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor
+
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class ShapeError(ValueError):
@@ -53,7 +58,7 @@ def expect_floating(where: str, tensors: dict[str, Tensor | None]) -> None:
     first, tensor = next(iter(present.items()))
     device = tensor.device
     for name, tensor in present.items():
-        if not tensor.dtype.is_floating_point:
+        if tensor.dtype not in FLOATING:
             raise TypeError(
                 f"{where}: `{name}` must be float16, bfloat16, float32 or float64, got {tensor.dtype}. "
                 f"Pass {name}.float()."

@@ -38,12 +38,16 @@ def spans(where: str, length: int, cu_seqlens: Tensor | None) -> list[Span]:
     if cu_seqlens is None:
         return [Span(0, length, slice(None))]
     bounds = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != length or any(a > b for a, b in pairwise(bounds)):
-        raise ShapeError(
-            f"{where}: `cu_seqlens` must rise from 0 to l = {length}, got {bounds}. "
-            "It holds the cumulative lengths of the packed sequences, a zero first."
-        )
-    return [Span(start, stop, slice(k, k + 1)) for k, (start, stop) in enumerate(pairwise(bounds))]
+    if bounds[0] != 0 or bounds[-1] != length:
+        got = f"from {bounds[0]} to {bounds[-1]}"
+    elif falls := [pair for pair in pairwise(bounds) if pair[0] > pair[1]]:
+        got = f"{falls[0][1]} after {falls[0][0]}"
+    else:
+        return [Span(start, stop, slice(k, k + 1)) for k, (start, stop) in enumerate(pairwise(bounds))]
+    raise ShapeError(
+        f"{where}: `cu_seqlens` must rise from 0 to l = {length}, got {got}. "
+        "It holds the cumulative lengths of the packed sequences, a zero first."
+    )
 
 
 def state_rows(batch: int, cu_seqlens: Tensor | None) -> int:
@@ -51,17 +55,27 @@ def state_rows(batch: int, cu_seqlens: Tensor | None) -> int:
     return batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
 
-def check_cu_seqlens(where: str, cu_seqlens: Tensor | None, packed: Tensor) -> None:
-    """Raise unless `cu_seqlens` is None, or (k+1,) whole numbers where `packed` has a batch of 1.
+def check_cu_seqlens(where: str, cu_seqlens: Tensor | None, name: str, packed: Tensor) -> None:
+    """Raise unless `cu_seqlens` is None, or (k+1,) whole numbers where the tensor `packed` has a batch of 1.
 
     Raises:
         ShapeError: The rank is not 1, it is empty, or the batch is not 1.
-        TypeError: It does not hold whole numbers.
+        TypeError: It is no tensor, or does not hold whole numbers.
+        ValueError: It is neither on the CPU nor on the device of `packed`.
     """
     if cu_seqlens is None:
         return
+    if not isinstance(cu_seqlens, torch.Tensor):
+        raise TypeError(
+            f"{where}: `cu_seqlens` must be a tensor, got {type(cu_seqlens).__name__}. Pass torch.tensor(cu_seqlens)."
+        )
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{where}: `cu_seqlens` must be int32 or int64, got {cu_seqlens.dtype}.")
+    if cu_seqlens.device.type != "cpu" and cu_seqlens.device != packed.device:
+        raise ValueError(
+            f"{where}: `cu_seqlens` must be on cpu or on the device of `{name}` = {packed.device}, "
+            f"got {cu_seqlens.device}."
+        )
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
         raise ShapeError(f"{where}: `cu_seqlens` must be (k+1,) with a zero first, got {tuple(cu_seqlens.shape)}.")
     if packed.shape[0] != 1:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from mmm_core.backends import choose
 from mmm_core.conv.operator import causal_conv1d as _operator
-from mmm_core.errors import expect_floating, expect_rank, expect_shape
+from mmm_core.errors import ShapeError, expect_floating, expect_rank, expect_shape
 from mmm_core.sequences import check_cu_seqlens, state_rows
 
 if TYPE_CHECKING:
@@ -51,14 +53,13 @@ def causal_conv1d(
         arXiv:2312.00752 §3.4; as causal_conv1d's `causal_conv1d_fn`, channel-last.
     """
     where = "causal_conv1d"
-    expect_rank(where, "x", x, "b l e")
-    check_cu_seqlens(where, cu_seqlens, x)
-    _check(where, x, weight, bias, activation, "initial_state", initial_state, state_rows(x.shape[0], cu_seqlens))
+    _check(where, "b l", x, weight, bias, activation, "initial_state", initial_state, cu_seqlens)
     chosen = choose(where, backend, "x", x.device)
     out, state = _operator(x, weight, bias, initial_state, cu_seqlens, activation == "silu", reverse, chosen)
     return (out, state) if return_final_state else out
 
 
+@torch.no_grad()
 def causal_conv1d_update(
     x: Float[Tensor, "b e"],
     state: Float[Tensor, "b e t"],
@@ -68,6 +69,8 @@ def causal_conv1d_update(
     activation: Literal["silu"] | None = None,
 ) -> Float[Tensor, "b e"]:
     """One token of `causal_conv1d`: writes `state`, returns the output.
+
+    For decoding: it records no gradient. `causal_conv1d` with `initial_state` and one position does.
 
     Args:
         x: Input, `(b, e)`.
@@ -85,34 +88,38 @@ def causal_conv1d_update(
         As causal_conv1d's `causal_conv1d_update`.
     """
     where = "causal_conv1d_update"
-    expect_rank(where, "x", x, "b e")
-    _check(where, x, weight, bias, activation, "state", state, x.shape[0])
-    out, new_state = causal_conv1d(
-        x.unsqueeze(1), weight, bias, activation=activation, initial_state=state, return_final_state=True
-    )
+    _check(where, "b", x, weight, bias, activation, "state", state)
+    chosen = choose(where, None, "x", x.device)
+    out, new_state = _operator(x.unsqueeze(1), weight, bias, state, None, activation == "silu", False, chosen)
     state.copy_(new_state)
-    return out.squeeze(1)
+    y: Tensor = out.squeeze(1)
+    return y
 
 
 def _check(
     where: str,
+    outer: str,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     activation: str | None,
     state_name: str,
     state: Tensor | None,
-    states: int,
+    cu_seqlens: Tensor | None = None,
 ) -> None:
     """Raise unless the arguments fit each other; `x` sets b, l and e, `weight` sets k."""
     expect_floating(where, {"x": x, "weight": weight, "bias": bias, state_name: state})
+    expect_rank(where, "x", x, f"{outer} e")
+    check_cu_seqlens(where, cu_seqlens, "x", x)
     e = x.shape[-1]
-    taps = max(1, *weight.shape[-1:])
-    hint = "If it is a Conv1d's (e, 1, k), pass weight.squeeze(1)." if weight.ndim == 3 else ""
-    expect_shape(where, "weight", weight, "e k", (e, taps), hint)
+    if weight.ndim != 2 or weight.shape[0] != e or weight.shape[1] == 0:
+        hint = " If it is a Conv1d's (e, 1, k), pass weight.squeeze(1)." if weight.ndim == 3 else ""
+        raise ShapeError(f"{where}: `weight` must be (e, k) with e = {e} and k >= 1, got {tuple(weight.shape)}.{hint}")
     if bias is not None:
         expect_shape(where, "bias", bias, "e", (e,))
     if state is not None:
-        expect_shape(where, state_name, state, "b e k-1", (states, e, taps - 1))
+        rows = "b" if cu_seqlens is None else "s"
+        sizes = (state_rows(x.shape[0], cu_seqlens), e, weight.shape[1] - 1)
+        expect_shape(where, state_name, state, f"{rows} e k-1", sizes)
     if activation not in (None, "silu"):
         raise ValueError(f"{where}: `activation` must be None or 'silu', got {activation!r}.")

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mmm_core.arithmetic import autocast_off
 from mmm_core.conv import chunked, reference
 from mmm_core.conv.problem import Gradients, Problem
 
@@ -37,7 +38,8 @@ def causal_conv1d(
 ) -> tuple[Tensor, Tensor]:
     """Output and final state of a call."""
     p = Problem(x, weight, bias, initial_state, cu_seqlens, silu, reverse)
-    return BACKENDS[backend].forward(p)
+    with autocast_off(x):
+        return BACKENDS[backend].forward(p)
 
 
 @causal_conv1d.register_fake
@@ -70,10 +72,11 @@ def causal_conv1d_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the floating inputs, each in its input's dtype; empty where the input is absent."""
     p = Problem(x, weight, bias, initial_state, cu_seqlens, silu, reverse)
-    grads = BACKENDS[backend].backward(p, grad_out, grad_final_state)
+    with autocast_off(x):
+        grads = BACKENDS[backend].backward(p, grad_out, grad_final_state)
     return Gradients(
         *(
-            grad if tensor is None else grad.to(tensor.dtype, memory_format=torch.contiguous_format)
+            x.new_empty(0) if tensor is None else grad.to(tensor.dtype).contiguous()
             for grad, tensor in zip(grads, p.floating, strict=True)
         )
     )

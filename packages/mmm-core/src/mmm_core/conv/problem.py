@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from mmm_core.arithmetic import arithmetic_dtype
 from mmm_core.sequences import Span, spans, state_rows
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the sums: float64 where an input is, else float32."""
-        wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in self.floating)
-        return torch.float64 if wide else torch.float32
+        return arithmetic_dtype(self.floating)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
@@ -64,9 +64,3 @@ class Problem:
 
     def _zeros(self, tensor: Tensor | None) -> Tensor:
         return self.x.new_zeros(0 if tensor is None else tensor.shape, dtype=self.dtype)
-
-
-def silu_backward(y: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of y, where `grad` is that of silu(y)."""
-    sigmoid = torch.sigmoid(y)
-    return grad * sigmoid * (1 + y * (1 - sigmoid))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from mmm_core.conv.problem import Gradients, Problem, silu_backward
+from mmm_core.arithmetic import silu_backward
+from mmm_core.conv.problem import Gradients, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

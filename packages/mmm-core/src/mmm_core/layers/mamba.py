@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the initial step sizes are log-uniform between the first two
+DT_MIN, DT_MAX = 1e-3, 1e-1  # the initial step sizes are log-uniform between them
 
 
 class MambaState(NamedTuple):
@@ -35,7 +35,8 @@ class MambaState(NamedTuple):
 class Mamba(nn.Module):
     """A Mamba-1 mixer: each token sees itself and the tokens before it, at a cost linear in their number.
 
-    It is one residual branch without its norm: `x + mamba(norm(x))` makes a block of a network.
+    It is one residual branch without its norm: `x + mamba(norm(x))` makes a block of a network. Parameters that no
+    optimiser should decay carry `_no_weight_decay = True`, as in mamba_ssm; `copy.deepcopy` drops such marks.
 
     Args:
         dim: Width of the tokens.
@@ -89,7 +90,7 @@ class Mamba(nn.Module):
         self.D.fill_(1.0)
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         span = math.log(DT_MAX) - math.log(DT_MIN)
-        dt = torch.exp(torch.rand(self.D.shape) * span + math.log(DT_MIN)).clamp(min=DT_FLOOR)
+        dt = torch.exp(torch.rand(self.D.shape) * span + math.log(DT_MIN))
         self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
     @overload
@@ -99,7 +100,7 @@ class Mamba(nn.Module):
         state: MambaState | None = ...,
         *,
         return_state: Literal[False] = ...,
-        cu_seqlens: Int[Tensor, " k"] | None = ...,
+        cu_seqlens: Int[Tensor, " bounds"] | None = ...,
     ) -> Float[Tensor, "b l d"]: ...
 
     @overload
@@ -109,7 +110,7 @@ class Mamba(nn.Module):
         state: MambaState | None = ...,
         *,
         return_state: Literal[True],
-        cu_seqlens: Int[Tensor, " k"] | None = ...,
+        cu_seqlens: Int[Tensor, " bounds"] | None = ...,
     ) -> tuple[Float[Tensor, "b l d"], MambaState]: ...
 
     def forward(
@@ -118,7 +119,7 @@ class Mamba(nn.Module):
         state: MambaState | None = None,
         *,
         return_state: bool = False,
-        cu_seqlens: Int[Tensor, " k"] | None = None,
+        cu_seqlens: Int[Tensor, " bounds"] | None = None,
     ) -> Float[Tensor, "b l d"] | tuple[Float[Tensor, "b l d"], MambaState]:
         """Mix tokens with those before them: a whole text, its continuation, or a single token.
 
@@ -126,7 +127,7 @@ class Mamba(nn.Module):
             x: Tokens, `(b, l, dim)`.
             state: What the tokens before left behind, from an earlier call; it is read, never written. None: nothing.
             return_state: Return the state behind the last token as well.
-            cu_seqlens: Cumulative lengths `(k+1,)` of k texts packed into one row.
+            cu_seqlens: Cumulative lengths `(s+1,)` of s texts packed into one row.
         Returns:
             `(b, l, dim)`, and with `return_state` the new `MambaState`.
         Raises:
@@ -145,11 +146,12 @@ class Mamba(nn.Module):
             return_final_state=True,
             cu_seqlens=cu_seqlens,
         )
+        A_log = self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, ssm_state = selective_scan(
             x,
             F.linear(dt, self.dt_proj.weight),  # its bias joins inside the scan, in float32
-            -torch.exp(self.A_log.float()),
+            -torch.exp(A_log),
             B,
             C,
             self.D,

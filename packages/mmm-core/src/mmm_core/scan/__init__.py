@@ -9,7 +9,6 @@ import torch
 from mmm_core.backends import choose
 from mmm_core.scan.check import check
 from mmm_core.scan.operator import selective_scan as _operator
-from mmm_core.sequences import check_cu_seqlens, state_rows
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -27,12 +26,12 @@ def selective_scan(
     delta_bias: Float[Tensor, " e"] | None = None,
     *,
     delta_softplus: bool = False,
-    initial_state: Float[Tensor, "s e n"] | None = None,
+    initial_state: Float[Tensor, "k e n"] | None = None,
     return_final_state: bool = False,
-    cu_seqlens: Int[Tensor, " k"] | None = None,
+    cu_seqlens: Int[Tensor, " bounds"] | None = None,
     reverse: bool = False,
     backend: str | None = None,
-) -> Float[Tensor, "b l e"] | tuple[Float[Tensor, "b l e"], Float[Tensor, "s e n"]]:
+) -> Float[Tensor, "b l e"] | tuple[Float[Tensor, "b l e"], Float[Tensor, "k e n"]]:
     """The selective state-space scan of Mamba along `l`.
 
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t;  y_t = C_t . h_t + D u_t;  out = y * silu(z)
@@ -67,18 +66,13 @@ def selective_scan(
         arXiv:2312.00752, algorithm 2; as mamba_ssm's `selective_scan_fn`, channel-last.
     """
     where = "selective_scan"
-    check_cu_seqlens(where, cu_seqlens, u)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    check(where, "b l e", *tensors, states=state_rows(u.shape[0], cu_seqlens))
-    if B.ndim == 3:
-        tensors = (u, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, z, delta_bias, initial_state)
-    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    out, state, _ = _operator(
-        *tensors, cu_seqlens, delta_softplus, reverse, save, choose(where, backend, "u", u.device)
-    )
+    check(where, *tensors, state_name="initial_state", outer="b l", cu_seqlens=cu_seqlens)
+    out, state = _run(where, *tensors, cu_seqlens, delta_softplus, reverse, backend)
     return (out, state) if return_final_state else out
 
 
+@torch.no_grad()
 def selective_state_update(
     state: Float[Tensor, "b e n"],
     u: Float[Tensor, "b e"],
@@ -93,6 +87,8 @@ def selective_state_update(
     delta_softplus: bool = False,
 ) -> Float[Tensor, "b e"]:
     """One token of `selective_scan`: writes `state`, returns the output.
+
+    For decoding: it records no gradient. `selective_scan` with `initial_state` and one position does.
 
     Args:
         state: State before the token, `(b, e, n)`; holds the state after it on return.
@@ -114,19 +110,36 @@ def selective_state_update(
     Source:
         As mamba_ssm's `selective_state_update`.
     """
-    check("selective_state_update", "b e", u, delta, A, B, C, D, z, delta_bias, state, states=u.shape[0])
-    out, new_state = selective_scan(
-        u.unsqueeze(1),
-        delta.unsqueeze(1),
-        A,
-        B.unsqueeze(1),
-        C.unsqueeze(1),
-        D,
-        None if z is None else z.unsqueeze(1),
-        delta_bias,
-        delta_softplus=delta_softplus,
-        initial_state=state,
-        return_final_state=True,
-    )
+    where = "selective_state_update"
+    check(where, u, delta, A, B, C, D, z, delta_bias, state, state_name="state", outer="b")
+    u, delta, B, C = (x.unsqueeze(1) for x in (u, delta, B, C))
+    z = None if z is None else z.unsqueeze(1)
+    out, new_state = _run(where, u, delta, A, B, C, D, z, delta_bias, state, None, delta_softplus, False, None)
     state.copy_(new_state)
     return out.squeeze(1)
+
+
+def _run(
+    where: str,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Output and final state of a call that was checked."""
+    if B.ndim == 3:
+        B, C = B.unsqueeze(2), C.unsqueeze(2)  # (b, l, g, n)
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    chosen = choose(where, backend, "u", u.device)
+    out, state, _ = _operator(*tensors, cu_seqlens, delta_softplus, reverse, save, chosen)
+    return out, state

@@ -45,9 +45,9 @@ class _Chunk(NamedTuple):
 
 
 def checkpoint_shape(p: Problem) -> tuple[int, ...]:
-    """One state for each chunk, that which enters it: (b, chunks, g, n, f)."""
-    b, l, e, g, n = p.sizes
-    return (b, (l + CHUNK - 1) // CHUNK, g, n, e // g)
+    """One state for each chunk, that which enters it, behind each other: one axis that torch.export leaves free."""
+    b, l, e, _, n = p.sizes
+    return (b, (l + CHUNK - 1) // CHUNK * e * n)
 
 
 def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,7 +59,7 @@ def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         h = states.new_zeros(1, *states.shape[1:])
         for chunk in chunks:
             if save:
-                checkpoints[rows, chunk.start // CHUNK] = h
+                _entering(p, checkpoints, rows, chunk)[:] = h
             work = _Work(p, rows, chunk)
             h = work.recur(h, tile_states)
             for run in chunk.runs:
@@ -80,7 +80,7 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
         carry = states.new_zeros(1, *states.shape[1:])
         for chunk in reversed(chunks):
             work = _Work(p, rows, chunk)
-            entering = checkpoints[rows, chunk.start // CHUNK]
+            entering = _entering(p, checkpoints, rows, chunk)
             work.recur(entering, tile_states)
             grad_y = work.output_backward(grad_out, grads)
             grad_h, carry = work.recur_backward(grad_y, carry, tile_grads)
@@ -172,7 +172,8 @@ class _Work:
 
     def grouped(self, x: Tensor) -> Tensor:
         """Split the channels into groups, (c, b, e) to (c, b, g, f)."""
-        return x.view(*x.shape[:-1], *self.A.shape[::2])
+        g, _, f = self.A.shape
+        return x.view(*x.shape[:-1], g, f)
 
 
 def _chunks(p: Problem) -> list[_Chunk]:
@@ -197,12 +198,18 @@ def _run(span: Span, start: int, stop: int, reverse: bool) -> _Run:
 def _tiles(p: Problem, states: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows to work on at a time, with the states that their runs speak of."""
     b, l, e, _, n = p.sizes
-    rows = b
-    if p.u.device.type == "cpu":
-        rows = max(1, TILE // max(1, min(l, CHUNK) * e * n))
-    for start in range(0, b, max(1, rows)):
-        tile = slice(start, min(start + rows, b))
+    step = max(1, TILE // max(1, min(l, CHUNK) * e * n) if p.u.device.type == "cpu" else b)
+    for start in range(0, b, step):
+        tile = slice(start, start + step)
         yield tile, states[tile] if p.cu_seqlens is None else states
+
+
+def _entering(p: Problem, checkpoints: Tensor, rows: slice, chunk: _Chunk) -> Tensor:
+    """The state that enters a chunk, (b, g, n, f), a view of its checkpoint."""
+    _, _, e, g, n = p.sizes
+    start = chunk.start // CHUNK * e * n
+    state = checkpoints[rows, start : start + e * n]
+    return state.view(state.shape[0], g, n, e // g)
 
 
 def _to_inner(p: Problem, state: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mmm_core.arithmetic import autocast_off
 from mmm_core.scan import chunked, reference
 from mmm_core.scan.problem import Gradients, Problem
 
@@ -49,7 +50,8 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final state and checkpoints of a call; `save` is false where no gradient will be asked for."""
     p = Problem(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, reverse)
-    return BACKENDS[backend].forward(p, save)
+    with autocast_off(u):
+        return BACKENDS[backend].forward(p, save)
 
 
 @selective_scan.register_fake
@@ -99,10 +101,11 @@ def selective_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the floating inputs, each in its input's dtype; empty where the input is absent."""
     p = Problem(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, reverse)
-    grads = BACKENDS[backend].backward(p, checkpoints, grad_out, grad_final_state)
+    with autocast_off(u):
+        grads = BACKENDS[backend].backward(p, checkpoints, grad_out, grad_final_state)
     return Gradients(
         *(
-            grad if x is None else grad.to(x.dtype, memory_format=torch.contiguous_format)
+            u.new_empty(0) if x is None else grad.to(x.dtype).contiguous()
             for grad, x in zip(grads, p.floating, strict=True)
         )
     )
@@ -132,7 +135,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    tensors, (ctx.delta_softplus, ctx.reverse, _, ctx.backend) = inputs[:10], inputs[10:]
+    tensors, (ctx.delta_softplus, ctx.reverse, ctx.saved, ctx.backend) = inputs[:10], inputs[10:]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, output[2])
 
@@ -140,6 +143,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(
     ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
+    if not ctx.saved:
+        raise RuntimeError("selective_scan: the call was traced with gradients off. Trace it again with them on.")
     tensors = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(tensors[0])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from mmm_core.arithmetic import arithmetic_dtype, silu_backward
 from mmm_core.sequences import Span, spans, state_rows
 
 if TYPE_CHECKING:
@@ -75,8 +76,7 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of state and arithmetic: float64 where an input is, else float32."""
-        wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in self.floating)
-        return torch.float64 if wide else torch.float32
+        return arithmetic_dtype(self.floating)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
@@ -133,5 +133,4 @@ class Problem:
 
 def gate_backward(y: Tensor, z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of y and of z, where `grad` is that of y * silu(z)."""
-    sigmoid = torch.sigmoid(z)
-    return grad * z * sigmoid, grad * y * sigmoid * (1 + z * (1 - sigmoid))
+    return grad * F.silu(z), silu_backward(z, grad * y)
