@@ -157,6 +157,12 @@ def test_errors_of_a_run(run: str, mmm: Command) -> None:
     assert mmm("eval", run) == (2, "", f"mmm: run: {message}\n")
 
 
+def test_a_folder_that_cannot_be_made(folder: Path, mmm: Command) -> None:
+    Path("file").write_text("")
+    status, out, err = mmm("train", "--data.train", "pictures", "--out", "file/run", *TINY)
+    assert (status, out, err) == (2, "", "mmm: [Errno 20] Not a directory: 'file/run'.\n")
+
+
 def test_help_and_version(mmm: Command, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = mmm()
     assert status == 0

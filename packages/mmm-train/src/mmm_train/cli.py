@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("Stopped.", status=STOPPED, style="yellow")
     except (TrainError, FusionError) as error:
         return _fail(str(error))
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        return _fail(f"{error}.")
     return 0
 
 

@@ -1,7 +1,7 @@
 """The training loop: steps, evaluations and checkpoints, stopped and resumed without a trace.
 
 A step depends on the seed, its number and the tensors of the checkpoint alone; so a training that was resumed gives
-bit by bit what it would have given without the break, where torch itself repeats its sums: on a CPU, with as many threads.
+bit by bit what it would have given without the break. (On a GPU torch does not repeat every sum to the last bit.)
 """
 
 from __future__ import annotations

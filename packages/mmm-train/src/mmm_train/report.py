@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmm_train.checkpoint import write_whole
 from mmm_train.data import Picture, open_picture
 from mmm_train.evaluate import Answered, Scores
@@ -79,9 +81,10 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], question_only: Scores) -> 
 
 def _draw_loss(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
     steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-    reach = len(losses) // 100
-    around = [losses[max(0, middle - reach) : middle + reach + 1] for middle in range(len(losses))]
-    smooth = [sum(part) / len(part) for part in around]
+    middle, reach = np.arange(len(losses)), len(losses) // 100
+    first, end = np.maximum(middle - reach, 0), np.minimum(middle + reach + 1, len(losses))
+    total = np.cumsum([0.0, *losses])
+    smooth = (total[end] - total[first]) / (end - first)
     axes.plot(steps, losses, color=COLOURS["yes_no"], alpha=0.4, linewidth=0.8)
     axes.plot(steps, smooth, color=COLOURS["all"])
     axes.set_title("loss in training", loc="left")
@@ -101,7 +104,7 @@ def _draw_accuracy(axes: Axes, lines: Sequence[Mapping[str, Any]], question_only
 
 
 def _choose(run: Run, answered: Sequence[Answered]) -> tuple[list[Answered], list[Answered]]:
-    """Of some pictures drawn by lot the first questions, and of others those answered wrong."""
+    """The first questions about some pictures drawn by lot; and of some with mistakes those answered wrong."""
     lot = random.Random(derive(run.config.train.seed, "report"))
     by_picture = [list(asked) for _, asked in groupby(answered, key=lambda each: each.picture)]
     sample = lot.sample(by_picture, min(SHOWN, len(by_picture)))

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 def train(config: Config, folder: str | Path, terminal: Terminal | None = None) -> Run:
     """Train a model and write its run folder. Nothing is written before settings, data and pictures are checked.
 
+    It sets torch's global seed.
+
     Args:
         config: All settings.
         folder: New or empty.
