@@ -1,6 +1,7 @@
 """How much faster than the step-by-step definition is the chunked scan?
 
-Checks each backend against the oracle, then times the two in turn, in one run, and prints the ratios of the medians.
+Checks each backend against the oracle, and the two against each other on the inputs that are timed. Then times them in
+turn, in one run, and prints the ratios of the medians.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmm_core import selective_scan
-from mmm_core.testing import ScanCase, assert_correct
+from mmm_core.testing import GRADIENT_TOLERANCE, ScanCase, assert_correct, rms_error_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,7 @@ def main() -> None:
     for shape in SHAPES:
         b, l, e, n = shape
         inputs = ScanCase(b=b, l=l, e=e, n=n, initial_state=False).inputs()
+        check_agreement(inputs)
         for name, run in (("forward", forward), ("forward + backward", forward_and_backward)):
             times = medians({backend: partial(run, inputs, backend) for backend in BACKENDS})
             slow, fast = times["reference"], times["chunked"]
@@ -44,12 +46,20 @@ def forward(inputs: dict[str, Tensor], backend: str) -> None:
     selective_scan(**inputs, delta_softplus=True, backend=backend)
 
 
-def forward_and_backward(inputs: dict[str, Tensor], backend: str) -> None:
+def forward_and_backward(inputs: dict[str, Tensor], backend: str) -> tuple[Tensor, ...]:
     out = selective_scan(**inputs, delta_softplus=True, backend=backend)
-    torch.autograd.grad(out, list(inputs.values()), out.detach())
+    return (out, *torch.autograd.grad(out, list(inputs.values()), torch.ones_like(out)))
 
 
-def medians(runs: dict[str, Callable[[], None]]) -> dict[str, float]:
+def check_agreement(inputs: dict[str, Tensor]) -> None:
+    """Raise unless the backends agree on output and gradients, as far as each may be from the oracle."""
+    expected, actual = (forward_and_backward(inputs, backend) for backend in BACKENDS)
+    for x, y in zip(actual, expected, strict=True):
+        ratio = rms_error_ratio(x, y)
+        assert ratio <= 2 * GRADIENT_TOLERANCE[torch.float32], f"RMS error ratio {ratio:.2e} between the backends"
+
+
+def medians(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
     """The median seconds of each run; the runs take turns, so that a busy moment of the machine meets them all."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS + 1):
