@@ -323,5 +323,11 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="must be at least 1") as raised:
         small(depth=0)
     assert str(raised.value) == "MultiModalMambaBlock: `depth` must be at least 1, got 0."
+    with pytest.raises(ValueError, match="fusion_options") as raised:
+        small(fusion_options={"heads": 2, "dim": 3})
+    assert str(raised.value) == (
+        "MultiModalMambaBlock: `fusion_options` must be the method's own, got dim, heads. "
+        "Give these to the block itself."
+    )
     with pytest.raises(mmm_fusion.UnknownMethodError, match="fusion method 'conct' is not registered"):
         small(fusion_method="conct")

@@ -21,9 +21,8 @@ def test_hook_is_documented(hook: str) -> None:
     text = inspect.getdoc(getattr(hookspecs, hook)) or ""
     assert "Returns:" in text
     root = Path(__file__).parents[2]
-    signature = f"{hook}{inspect.signature(getattr(hookspecs, hook))}"
-    assert signature == "mmm_fusion_methods() -> 'Iterable[type[FusionMethod]]'"
-    assert f"{hook}()" in (root / "docs/how-to/fusion-plugin.md").read_text()
+    signature = f"{hook}{inspect.signature(getattr(hookspecs, hook))}".replace("'", "")
+    assert f"`{signature}`" in (root / "docs/how-to/fusion-plugin.md").read_text()
 
 
 @pytest.mark.parametrize("hook", HOOKS)

@@ -116,6 +116,7 @@ BROKEN = {
     "import error": ("import foo_that_is_not_there", "ModuleNotFoundError: No module named 'foo_that_is_not_there'"),
     "syntax error": ("def (:", "SyntaxError: invalid syntax (broken_fusion.py, line 1)"),
     "exit at import": ("raise SystemExit(3)", "SystemExit: 3"),
+    "error of no common kind": ("class Odd(BaseException): pass\nraise Odd('panic')", "Odd: panic"),
     "error at import": ("1 / 0", "ZeroDivisionError: division by zero"),
     "no hook": ("x = 1", NO_HOOK),
     "misspelt hook": (
@@ -277,6 +278,14 @@ def test_two_methods_of_one_name(site) -> None:
     with pytest.raises(DuplicateMethodError) as caught:
         create("gated", 8, 6, heads=2, dropout=0.0)
     assert str(caught.value) == text
+
+
+def test_choosing_is_not_advised_where_it_cannot_help(site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("acme_fusion", "zebra_fusion"):
+        site.install(name.replace("_", "-"), "1.0", plugin("gated"), entry_points=f"[mmm_fusion]\ngated = {name}\n")
+    with pytest.raises(DuplicateMethodError) as caught:
+        create("gated", 8, 6, heads=2, dropout=0.0)
+    assert str(caught.value).endswith("None of them is loaded. Uninstall one.")
 
 
 def test_choosing_one_of_two_settles_it(site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,9 @@ def test_eval_keeps_the_model(run: str, mmm: Command) -> None:
     assert (status, err) == (2, "mmm: model.depth of run is 1, got 3. Leave it out, or train anew.\n")
 
 
+DEVICE = "train.device = meta: Tensor.item() cannot be called on meta tensors. Use auto or cpu."
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -123,6 +126,7 @@ def test_eval_keeps_the_model(run: str, mmm: Command) -> None:
         ("train --config b.yaml", "b.yaml: model.dim: expected int, got wide."),
         ("train --data.train pictures --model.dim 1.5", "model.dim: expected int, got 1.5."),
         ("train --data.train pictures --model.dpth 1", "unrecognized arguments: --model.dpth 1."),
+        ("train --data.train pictures --train.epoch=2", "unrecognized arguments: --train.epoch=2."),
         ("train --data.train x", "x/metadata.csv: a metadata file was expected; No such file or directory."),
         ("train --resume x", "x: not a run folder, it has no config.json."),
         (
@@ -134,6 +138,7 @@ def test_eval_keeps_the_model(run: str, mmm: Command) -> None:
             "fusion method 'conct' is not registered. Did you mean 'concat'? See `python -m mmm_fusion`.",
         ),
         ("demo --epochs 0", "train.epochs must be 1 or more, got 0."),
+        ("train --data.train pictures --train.device=meta", DEVICE),
         ("eval x", "x: not a run folder, it has no config.json."),
         ("ask x a.png what?", "x: not a run folder, it has no config.json."),
     ],

@@ -71,7 +71,7 @@ def test_learns_what_can_be_seen(config: Config, tmp_path: Path, quiet: Terminal
     answers = ask(Run.open(run.folder), tmp_path / "pictures" / "0.png", "is it red?")
     assert answers[0][0] == "yes"
     assert sum(probability for _, probability in answers) == pytest.approx(1)
-    assert [name for name, _ in answers][1:] != sorted(name for name, _ in answers)[1:]
+    assert [p for _, p in answers] == sorted((p for _, p in answers), reverse=True)
 
 
 def test_config_json_says_what_was_done(config: Config, tmp_path: Path, quiet: Terminal) -> None:
@@ -172,14 +172,48 @@ def test_signals_are_given_back(
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_stopped_while_the_report_is_made(
+    config: Config, tmp_path: Path, quiet: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmm_train.training.write_report", interrupted)
+        with pytest.raises(Interrupted) as caught:
+            train(config, tmp_path / "run", quiet)
+    assert str(caught.value) == (
+        f"Stopped after the training, which is saved. Write the report with: mmm train --resume {tmp_path / 'run'}"
+    )
+    resume(tmp_path / "run", quiet)
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_run_has_a_checkpoint_from_its_start(
+    config: Config, tmp_path: Path, quiet: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", crash)
+        with pytest.raises(MemoryError):
+            train(config, tmp_path / "parts", quiet)
+    resume(tmp_path / "parts", quiet)
+    train(config, tmp_path / "whole", quiet)
+    parts, whole = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("parts", "whole"))
+    assert parts == whole
+
+
 def test_a_loss_that_is_no_number(config: Config, tmp_path: Path, quiet: Terminal) -> None:
     wild = replace(config, train=replace(config.train, lr=1e30, warmup=0))
     with pytest.raises(LossError) as caught:
         train(wild, tmp_path / "run", quiet)
     assert str(caught.value) == (
-        "step 2: the loss is nan. No checkpoint was saved before it. Lower train.lr or raise train.warmup, "
-        "and train anew."
+        f"step 2: the loss is nan. The last checkpoint in {tmp_path / 'run'} is of step 0. "
+        "Lower train.lr or raise train.warmup, and train anew."
     )
+    (tmp_path / "run" / "training.safetensors").unlink()
     with pytest.raises(RunError) as no_checkpoint:
         resume(tmp_path / "run", quiet)
     assert str(no_checkpoint.value) == (
@@ -279,6 +313,25 @@ def test_damaged_runs(config: Config, tmp_path: Path, quiet: Terminal) -> None:
         with pytest.raises(RunError) as caught:
             resume(run, quiet)
         assert str(caught.value) == expected
+    for change, expected in [
+        ({"settings": {**about["settings"], "train": {"epochs": "8"}}}, "has a wrong value: "),
+        ({"answers": None}, "has a wrong value: "),
+    ]:
+        (run / "config.json").write_text(json.dumps({**about, **change}))
+        assert message().startswith(f"{run}: config.json or question_only.json {expected}")
+    (run / "config.json").write_text(json.dumps({"version": 1}))
+    assert message() == (f"{run}: config.json or question_only.json lacks 'settings'. Restore it, or train anew.")
+    (run / "config.json").write_text("[]")
+    assert message() == f"{run / 'config.json'}: a JSON object was expected, got list."
+    (run / "config.json").write_text(json.dumps(about))
+    words = (run / "tokenizer.json").read_text()
+    (run / "tokenizer.json").write_text(words[:9])
+    assert message().startswith(f"{run / 'tokenizer.json'}: not readable as JSON: ")
+    (run / "tokenizer.json").write_text(words)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("junk\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl: not JSON lines: "):
+        Run.open(run).metrics()
     (run / "config.json").write_text("{")
     assert message().startswith(f"{run / 'config.json'}: not readable as JSON: ")
     (run / "config.json").unlink()

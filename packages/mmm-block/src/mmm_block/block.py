@@ -76,6 +76,11 @@ class MultiModalMambaBlock(nn.Module):
         super().__init__()
         if depth < 1:
             raise ValueError(f"MultiModalMambaBlock: `depth` must be at least 1, got {depth}.")
+        if taken := sorted({"name", "dim", "image_dim", "heads", "dropout"} & set(fusion_options or {})):
+            raise ValueError(
+                f"MultiModalMambaBlock: `fusion_options` must be the method's own, got {', '.join(taken)}. "
+                "Give these to the block itself."
+            )
         self.dim, self.encoder_dim = dim, encoder_dim
         self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
         if encoder is None:

@@ -124,7 +124,7 @@ def _check_shape(where: str, name: str, tensor: Tensor, **axes: int | None) -> N
 
 def _check_kind(method: FusionMethod, where: str, name: str, tensor: Tensor) -> None:
     """The device of the weights, and their dtype, unless autocast sees to that."""
-    weight = next(method.parameters())
+    weight = next(method.parameters(), tensor)
     if tensor.device == weight.device and (tensor.dtype == weight.dtype or _autocasts(tensor)):
         return
     raise InputError(

@@ -173,9 +173,11 @@ def _attempt(read: Callable[[S], list[T]], what: S, source: Source, failed: list
     """`read(what)`; or nothing, with the reason on record."""
     try:
         return read(what)
+    except KeyboardInterrupt:
+        raise
     # The one place that catches everything: a stranger's code runs here and may raise anything, even SystemExit. It
     # must keep nothing else from loading, and nothing is lost: listings show it, and strict mode raises it.
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         failed.append(Failure(source, error))
         return []
 
@@ -195,7 +197,9 @@ def _settle(offers: list[Registered], own: Source, failed: list[Failure]) -> dic
             contested[name] += " A built-in is never replaced. Give the other another name."
             del rivals[0]
         else:
-            contested[name] += " None of them is loaded. Uninstall one, or choose one by MMM_FUSION_PLUGINS."
+            apart = len({rival.source.entry_point for rival in rivals}) == len(rivals)
+            choose = ", or choose one by MMM_FUSION_PLUGINS" if apart else ""
+            contested[name] += f" None of them is loaded. Uninstall one{choose}."
         for rival in rivals:
             offers.remove(rival)
             failed.append(Failure(rival.source, DuplicateMethodError(contested[name])))

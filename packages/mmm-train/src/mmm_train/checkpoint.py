@@ -47,14 +47,17 @@ def write_json(path: Path, value: object) -> None:
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run folder."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run folder; it holds an object."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(f"{path.parent}: not a run folder, it has no {path.name}.") from error
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: not readable as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: a JSON object was expected, got {type(value).__name__}.")
+    return value
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:

@@ -64,6 +64,7 @@ def build_parser() -> ArgumentParser:
         description="Train models that answer questions about pictures, and ask them.",
         version=f"mmm-train {version('mmm-train')}",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(required=False, metavar="COMMAND")
     for name, (add, text) in {
@@ -72,7 +73,7 @@ def build_parser() -> ArgumentParser:
         "eval": (_eval_arguments, "let a trained model answer its test questions"),
         "ask": (_ask_arguments, "ask a trained model about a picture"),
     }.items():
-        command = ArgumentParser(description=f"{text[0].upper()}{text[1:]}.", exit_on_error=False)
+        command = ArgumentParser(description=f"{text[0].upper()}{text[1:]}.", exit_on_error=False, allow_abbrev=False)
         add(command)
         commands.add_subcommand(name, command, help=text)
     return parser
@@ -92,15 +93,19 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 
 def _eval_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, metavar="RUN", help="run folder; its settings hold where none is given")
+    parser.add_argument(
+        "run", type=str, metavar="RUN", help="run folder; only data.* and train.device change the result"
+    )
     _add_settings(parser)
 
 
 def _ask_arguments(parser: ArgumentParser) -> None:
+    from jsonargparse.typing import PositiveInt
+
     parser.add_argument("run", type=str, metavar="RUN", help="run folder")
     parser.add_argument("picture", type=str, metavar="PICTURE", help="picture file")
     parser.add_argument("question", type=str, metavar="QUESTION", help='such as "what color is the shape?"')
-    parser.add_argument("--top", type=int, default=5, help="how many answers to show")
+    parser.add_argument("--top", type=PositiveInt, default=5, help="how many answers to show")
 
 
 def _add_settings(parser: ArgumentParser) -> None:
@@ -158,7 +163,7 @@ def _settings(given: Namespace) -> dict[str, Any]:
         return flags
     path = Path(given.config)
     settings = read_yaml(path)
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     for name, part in PARTS.items():
         parser.add_class_arguments(part, name)
     try:

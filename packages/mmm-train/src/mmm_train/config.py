@@ -154,7 +154,7 @@ KEYS = {name: [each.name for each in fields(part)] for name, part in PARTS.items
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings of a YAML file, nested; only those that it states."""
+    """The settings of a YAML file, nested; only those that it states, and null states nothing."""
     import yaml
 
     try:
@@ -168,7 +168,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}.") from error
     settings = {} if settings is None else settings
     check_keys(settings, str(path))
-    return {name: part for name, part in settings.items() if part}
+    given = {name: part for name, part in settings.items() if part}
+    return {name: {key: value for key, value in part.items() if value is not None} for name, part in given.items()}
 
 
 def check_keys(settings: object, where: str) -> None:

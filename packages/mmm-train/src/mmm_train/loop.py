@@ -179,8 +179,6 @@ def _epoch(trainer: Trainer, test: Examples, progress: Progress, wish: StopWish)
 
 
 def _advice(run: Run) -> str:
-    if not (run.folder / "training.safetensors").exists():
-        return "No checkpoint was saved before it. Lower train.lr or raise train.warmup, and train anew."
     _, place = run.load_training()
     return (
         f"The last checkpoint in {run.folder} is of step {place['step']}. "

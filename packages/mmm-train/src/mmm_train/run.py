@@ -82,18 +82,21 @@ class Run:
         if about.get("version") != VERSION:
             raise RunError(f"{folder}: version {VERSION} was expected in config.json, got {about.get('version')}.")
         known = read_json(folder / "question_only.json")
+        words = read_json(folder / "tokenizer.json")
         try:
-            tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RunError(f"{folder}: not a run folder, it has no tokenizer.json.") from error
-        return cls(
-            folder,
-            Config.from_dict(about["settings"]),
-            tuple(about["answers"]),
-            tokenizer,
-            QuestionOnly(known["best"], known["fallback"]),
-            about["trained_on"],
-        )
+            return cls(
+                folder,
+                Config.from_dict(about["settings"]),
+                tuple(about["answers"]),
+                Tokenizer.from_json(json.dumps(words)),
+                QuestionOnly(known["best"], known["fallback"]),
+                about["trained_on"],
+            )
+        except (KeyError, TypeError) as error:
+            reason = f"lacks {error}" if isinstance(error, KeyError) else f"has a wrong value: {error}"
+            raise RunError(
+                f"{folder}: config.json or question_only.json {reason}. Restore it, or train anew."
+            ) from error
 
     def create(self) -> None:
         """Make the folder and write what the training does not change; config.json, which makes it a run, last."""
@@ -171,7 +174,10 @@ class Run:
         """
         path = self.folder / "metrics.jsonl"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        except ValueError as error:
+            raise RunError(f"{path}: not JSON lines: {error}. Mend or remove it.") from error
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that the last checkpoint does not have."""
@@ -201,7 +207,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        one = torch.ones((), device=name)
+        one.item()  # a device that cannot give it back cannot train
+        return one.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise RunError(f"train.device = {name}: {reason}. Use auto or cpu.") from error

@@ -20,7 +20,7 @@ from mmm_train.data import (
     to_tensor,
 )
 from mmm_train.data.batches import Example
-from mmm_train.errors import DataError
+from mmm_train.errors import DataError, Interrupted
 from mmm_train.evaluate import Scores, answer_all, probabilities, score
 from mmm_train.loop import Trainer, fit
 from mmm_train.report import write_report
@@ -55,6 +55,7 @@ def train(config: Config, folder: str | Path, terminal: Terminal | None = None) 
         with terminal.bar(len(data.pictures), f"checking the pictures of {data.name}") as done:
             check_pictures(data, done)
     run.create()
+    trainer.save()  # from here on there is always a checkpoint to go on from
     return _train(trainer, learn, test, terminal)
 
 
@@ -127,9 +128,13 @@ def _train(trainer: Trainer, learn: QuestionSet, test: QuestionSet, terminal: Te
     _introduce(trainer, learn, test, terminal)
     with terminal.progress(trainer) as progress:
         fit(trainer, _examples(run, test), progress)
-    answered = _answer(run, trainer.model, test, terminal)
-    rows = _rows(run, answered)
-    write_report(run, rows, answered)
+    try:
+        answered = _answer(run, trainer.model, test, terminal)
+        rows = _rows(run, answered)
+        write_report(run, rows, answered)
+    except KeyboardInterrupt as stop:
+        again = f"mmm train --resume {shlex.quote(str(run.folder))}"
+        raise Interrupted(f"Stopped after the training, which is saved. Write the report with: {again}") from stop
     terminal.scores(rows)
     terminal.say(f"report: {run.folder / 'report.html'}")
     terminal.say(f'ask it: mmm ask {shlex.quote(str(run.folder))} PICTURE "QUESTION"')

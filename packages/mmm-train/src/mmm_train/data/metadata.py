@@ -6,6 +6,7 @@ The layout is the image folder of Hugging Face's `datasets`, with the columns fi
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +64,6 @@ def _read_line(path: Path, number: int, line: dict[str, str | None]) -> tuple[Pa
         if not value:
             raise DataError(f"{path}, line {number}: {name} is empty.")
     picture = path.parent / file_name
-    if not picture.is_file():
+    if not os.path.isfile(picture):  # unlike Path.is_file, it takes a name that the system refuses for a missing file
         raise DataError(f"{path}, line {number}: picture '{file_name}' is not in the folder.")
     return picture, Question(question, answer.lower())
