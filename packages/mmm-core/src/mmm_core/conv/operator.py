@@ -43,18 +43,10 @@ def causal_conv1d(
 
 
 @causal_conv1d.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    silu: bool,
-    reverse: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    p = Problem(x, weight, bias, initial_state, cu_seqlens, silu, reverse)
-    return x.new_empty(x.shape), x.new_empty(p.state_shape)
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *call, _ = arguments
+    p = Problem(*call)
+    return p.x.new_empty(p.x.shape), p.x.new_empty(p.state_shape)
 
 
 @torch.library.custom_op("mmm_core::causal_conv1d_backward", mutates_args=())
@@ -83,20 +75,9 @@ def causal_conv1d_backward(
 
 
 @causal_conv1d_backward.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    grad_out: Tensor,
-    grad_final_state: Tensor | None,
-    silu: bool,
-    reverse: bool,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    floating = (x, weight, bias, initial_state)
-    return tuple(x.new_empty((0,)) if t is None else t.new_empty(t.shape) for t in floating)
+def _(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    floating = (x, *others[: len(Gradients._fields) - 1])
+    return tuple(x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in floating)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

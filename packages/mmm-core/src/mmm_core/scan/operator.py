@@ -55,28 +55,14 @@ def selective_scan(
 
 
 @selective_scan.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    save: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    p = Problem(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, reverse)
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *call, save, backend = arguments
+    p = Problem(*call)
     checkpoints = BACKENDS[backend].checkpoint_shape(p) if save else (0,)
     return (
-        u.new_empty(u.shape),
-        u.new_empty(p.state_shape, dtype=p.dtype),
-        u.new_empty(checkpoints, dtype=p.dtype),
+        p.u.new_empty(p.u.shape),
+        p.u.new_empty(p.state_shape, dtype=p.dtype),
+        p.u.new_empty(checkpoints, dtype=p.dtype),
     )
 
 
@@ -112,26 +98,9 @@ def selective_scan_backward(
 
 
 @selective_scan_backward.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    checkpoints: Tensor,
-    grad_out: Tensor,
-    grad_final_state: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    floating = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return tuple(u.new_empty((0,)) if x is None else x.new_empty(x.shape) for x in floating)
+def _(u: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    floating = (u, *others[: len(Gradients._fields) - 1])
+    return tuple(u.new_empty(0) if x is None else x.new_empty(x.shape) for x in floating)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
