@@ -10,6 +10,7 @@ from torch import Tensor
 from mmm_core.arithmetic import autocast_off
 from mmm_core.conv import chunked, reference
 from mmm_core.conv.problem import Gradients, Problem
+from mmm_core.gradients import fake, handed_over, taken
 
 
 class Backend(Protocol):
@@ -66,18 +67,12 @@ def causal_conv1d_backward(
     p = Problem(x, weight, bias, initial_state, cu_seqlens, silu, reverse)
     with autocast_off(x):
         grads = BACKENDS[backend].backward(p, grad_out, grad_final_state)
-    return Gradients(
-        *(
-            x.new_empty(0) if tensor is None else grad.to(tensor.dtype).contiguous()
-            for grad, tensor in zip(grads, p.floating, strict=True)
-        )
-    )
+    return Gradients(*handed_over(grads, p.floating))
 
 
 @causal_conv1d_backward.register_fake
-def _(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    floating = (x, *others[: len(Gradients._fields) - 1])
-    return tuple(x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in floating)
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    return fake(arguments[: len(Gradients._fields)])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -91,11 +86,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None
     if grad_out is None:
         grad_out = torch.zeros_like(tensors[0])
     grads = causal_conv1d_backward(*tensors, grad_out, grad_final_state, ctx.silu, ctx.reverse, ctx.backend)
-    wanted = (
-        grad if tensor is not None and needed else None
-        for grad, tensor, needed in zip(grads, tensors[:4], ctx.needs_input_grad[:4], strict=True)
-    )
-    return (*wanted, None, None, None, None)
+    return (*taken(grads, tensors[:4], ctx.needs_input_grad[:4]), None, None, None, None)
 
 
 causal_conv1d.register_autograd(_backward, setup_context=_setup_context)

@@ -78,8 +78,8 @@ class Mamba(nn.Module):
         self.A_log = nn.Parameter(torch.empty(inner, d_state))
         self.D = nn.Parameter(torch.empty(inner))
         self.out_proj = nn.Linear(inner, dim, bias=bias)
-        for parameter in (self.A_log, self.D, self.dt_proj.bias):
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]  # an optimiser that looks for it leaves these undecayed
+        for parameter in (self.A_log, self.D, self.dt_proj.bias):  # an optimiser that looks leaves these undecayed
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
         self.reset_ssm_parameters()
 
     @torch.no_grad()

@@ -54,13 +54,13 @@ def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The output (b, l, e), the final state (b or k, e, n), and the checkpoints where they are asked for."""
     out, state = torch.empty_like(p.u, memory_format=torch.contiguous_format), p.first_states()
     checkpoints = state.new_empty(checkpoint_shape(p) if save else (0,))
-    chunks, states = _chunks(p), _to_inner(p, state)
+    A, chunks, states = _inner_A(p), _chunks(p), _to_inner(p, state)
     for rows, tile_states in _tiles(p, states):
         h = states.new_zeros(1, *states.shape[1:])
         for chunk in chunks:
             if save:
                 _entering(p, checkpoints, rows, chunk)[:] = h
-            work = _Work(p, rows, chunk)
+            work = _Work(p, A, rows, chunk)
             h = work.recur(h, tile_states)
             for run in chunk.runs:
                 if run.ends:
@@ -74,12 +74,12 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
     """The gradients of every input: chunks from last to first, each recomputed from the state that enters it."""
     grads, state = p.new_gradients(), p.first_states()
     grad_state = torch.zeros_like(state) if grad_final_state is None else grad_final_state.to(p.dtype, copy=True)
-    chunks, states, grad_states = _chunks(p), _to_inner(p, state), _to_inner(p, grad_state)
+    A, chunks, states, grad_states = _inner_A(p), _chunks(p), _to_inner(p, state), _to_inner(p, grad_state)
     grad_A = _to_inner(p, grads.A[None])[0]  # (g, n, f)
     for (rows, tile_states), (_, tile_grads) in zip(_tiles(p, states), _tiles(p, grad_states), strict=True):
         carry = states.new_zeros(1, *states.shape[1:])
         for chunk in reversed(chunks):
-            work = _Work(p, rows, chunk)
+            work = _Work(p, A, rows, chunk)
             entering = _entering(p, checkpoints, rows, chunk)
             work.recur(entering, tile_states)
             grad_y = work.output_backward(grad_out, grads)
@@ -94,12 +94,11 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
 class _Work:
     """A chunk of a tile of rows: its inputs and states, time first, and what is computed from them."""
 
-    def __init__(self, p: Problem, rows: slice, chunk: _Chunk) -> None:
-        self.p, self.rows, self.chunk = p, rows, chunk
+    def __init__(self, p: Problem, A: Tensor, rows: slice, chunk: _Chunk) -> None:
+        self.p, self.A, self.rows, self.chunk = p, A, rows, chunk  # A: (g, n, f)
         self.raw_delta = self.load(p.delta)
         self.u, self.delta = self.load(p.u), p.step_size(self.raw_delta)  # (c, b, e)
         self.B, self.C = self.load(p.B), self.load(p.C)  # (c, b, g, n)
-        self.A = _to_inner(p, p.A[None].to(p.dtype))[0]  # (g, n, f)
         delta, self.input = self.grouped(self.delta), self.grouped(self.delta * self.u)  # (c, b, g, f)
         self.decay = (delta[..., None, :] * self.A).exp_()  # (c, b, g, n, f)
         self.h = self.input[..., None, :] * self.B[..., None]  # (c, b, g, n, f): the inputs, made states by `recur`
@@ -210,6 +209,11 @@ def _entering(p: Problem, checkpoints: Tensor, rows: slice, chunk: _Chunk) -> Te
     start = chunk.start // CHUNK * e * n
     state = checkpoints[rows, start : start + e * n]
     return state.view(state.shape[0], g, n, e // g)
+
+
+def _inner_A(p: Problem) -> Tensor:
+    """A as the chunks use it, (g, n, f)."""
+    return _to_inner(p, p.A[None].to(p.dtype))[0]
 
 
 def _to_inner(p: Problem, state: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmm_core.arithmetic import autocast_off
+from mmm_core.gradients import fake, handed_over, taken
 from mmm_core.scan import chunked, reference
 from mmm_core.scan.problem import Gradients, Problem
 
@@ -89,18 +90,12 @@ def selective_scan_backward(
     p = Problem(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, reverse)
     with autocast_off(u):
         grads = BACKENDS[backend].backward(p, checkpoints, grad_out, grad_final_state)
-    return Gradients(
-        *(
-            u.new_empty(0) if x is None else grad.to(x.dtype).contiguous()
-            for grad, x in zip(grads, p.floating, strict=True)
-        )
-    )
+    return Gradients(*handed_over(grads, p.floating))
 
 
 @selective_scan_backward.register_fake
-def _(u: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    floating = (u, *others[: len(Gradients._fields) - 1])
-    return tuple(u.new_empty(0) if x is None else x.new_empty(x.shape) for x in floating)
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    return fake(arguments[: len(Gradients._fields)])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -119,11 +114,7 @@ def _backward(
         grad_out = torch.zeros_like(tensors[0])
     flags = (ctx.delta_softplus, ctx.reverse, ctx.backend)
     grads = selective_scan_backward(*tensors, grad_out, grad_final_state, *flags)
-    wanted = (
-        grad if x is not None and needed else None
-        for grad, x, needed in zip(grads, tensors[:9], ctx.needs_input_grad[:9], strict=True)
-    )
-    return (*wanted, None, None, None, None, None)
+    return (*taken(grads, tensors[:9], ctx.needs_input_grad[:9]), None, None, None, None, None)
 
 
 selective_scan.register_autograd(_backward, setup_context=_setup_context)
