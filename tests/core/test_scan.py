@@ -14,7 +14,7 @@ from mmm_core.scan import chunked, operator
 from mmm_core.scan.problem import Problem
 from mmm_core.testing import OUTPUT_TOLERANCE, ScanCase, assert_correct, rms_error_ratio, ulps_apart
 
-BACKENDS = ["chunked", "reference"]
+BACKENDS = ["native", "chunked", "reference"]
 CASES = {
     "plain": ScanCase(D=False, z=False, delta_bias=False, initial_state=False, delta_softplus=False),
     "everything": ScanCase(),

@@ -1,23 +1,84 @@
-// What the library is, and which instruction set this CPU has. A plain C ABI: no torch and no Python headers.
+// The library's entry points: which instruction sets it holds, which one is in use, and every operation through it.
+
+#include <cstring>
+
+#include "abi.h"
+#include "parallel.h"
 
 #if defined(_WIN32)
-#define MMM_CORE_EXPORT extern "C" __declspec(dllexport)
+#define MMM_EXPORT extern "C" __declspec(dllexport)
 #else
-#define MMM_CORE_EXPORT extern "C" __attribute__((visibility("default")))
+#define MMM_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-// Raised whenever a signature below changes; mmm_core/native_library.py refuses another one.
-MMM_CORE_EXPORT int mmm_core_abi(void) { return 1; }
+namespace mmm {
 
-// The widest instruction set of this CPU: "avx512", "avx2", "neon" or "baseline".
-MMM_CORE_EXPORT const char* mmm_core_isa(void) {
-#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return "avx512";
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
+ParallelFor parallel_for = nullptr;
+
+#if defined(__x86_64__) || defined(_M_X64)
+extern const Kernels kernels_avx512, kernels_avx2, kernels_baseline;
 #elif defined(__aarch64__) || defined(_M_ARM64)
-  return "neon";
+extern const Kernels kernels_neon;
+#else
+extern const Kernels kernels_baseline;
 #endif
-  return "baseline";
+
+namespace {
+
+// The instruction sets that this CPU has, widest first, and a null at the end.
+struct Available {
+  const Kernels* kernels[4] = {};
+
+  Available() {
+    const Kernels** next = kernels;
+#if defined(__x86_64__) || defined(_M_X64)
+    __builtin_cpu_init();
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && avx2) *next++ = &kernels_avx512;
+    if (avx2) *next++ = &kernels_avx2;
+    *next++ = &kernels_baseline;
+#elif defined(__aarch64__) || defined(_M_ARM64)
+    *next++ = &kernels_neon;
+#else
+    *next++ = &kernels_baseline;
+#endif
+  }
+};
+
+const Available available;
+const Kernels* chosen = available.kernels[0];
+
+}  // namespace
+}  // namespace mmm
+
+MMM_EXPORT int mmm_core_abi(void) { return MMM_CORE_ABI; }
+
+// The name of an instruction set that this CPU has, widest first; null after the last.
+MMM_EXPORT const char* mmm_core_available(int place) {
+  const mmm::Kernels* kernels = mmm::available.kernels[place];
+  return kernels ? kernels->isa : nullptr;
 }
+
+// Use an instruction set from now on. Returns 0, or 1 where this CPU has none of that name.
+MMM_EXPORT int mmm_core_use(const char* isa) {
+  for (const mmm::Kernels* kernels : mmm::available.kernels)
+    if (kernels && std::strcmp(kernels->isa, isa) == 0) {
+      mmm::chosen = kernels;
+      return 0;
+    }
+  return 1;
+}
+
+// The thread pool to run on, torch's `torch_parallel_for`; null for none.
+MMM_EXPORT void mmm_core_set_parallel_for(mmm::ParallelFor parallel_for) { mmm::parallel_for = parallel_for; }
+
+// The operations return 0, or 1 where memory ran out.
+MMM_EXPORT int mmm_core_scan(const mmm::ScanCall* call) { return mmm::chosen->scan(*call); }
+MMM_EXPORT int mmm_core_scan_backward(const mmm::ScanBackwardCall* call) { return mmm::chosen->scan_backward(*call); }
+MMM_EXPORT int mmm_core_conv(const mmm::ConvCall* call) { return mmm::chosen->conv(*call); }
+MMM_EXPORT int mmm_core_conv_backward(const mmm::ConvBackwardCall* call) { return mmm::chosen->conv_backward(*call); }
+
+// For benchmarks: compute this many exponentials and nothing else, and return their sum.
+MMM_EXPORT double mmm_core_exponentials(int64_t count) { return mmm::chosen->exponentials(count); }

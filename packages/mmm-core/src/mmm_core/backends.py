@@ -44,11 +44,12 @@ class Explanation(tuple[Verdict, ...]):
 
     def _status(self, verdict: Verdict) -> str:
         status = "can run" if verdict.reason is None else f"cannot run: {verdict.reason}"
-        if verdict.backend != self.chosen:
-            return status
-        if _forced():
-            return f"{status}, asked for by {VARIABLE}"
-        return "chosen"
+        if verdict.backend == self.chosen:
+            status = f"{status}, asked for by {VARIABLE}" if _forced() else "chosen"
+        if verdict.backend == "native" and verdict.reason is None:
+            threads = "torch's threads" if native_library.THREADED else "one thread: this torch lends no pool"
+            status += f" ({native_library.ISA}, {threads})"
+        return status
 
 
 def why_not(backend: str, name: str, device: torch.device) -> str | None:
@@ -93,14 +94,20 @@ def choose(where: str, forced: str | None, name: str, device: torch.device) -> s
     if forced is None:
         forced, asked_by = _forced(), VARIABLE
     if forced is None:
+        if native_library.WRONG_ISA is not None and device.type == "cpu":
+            raise BackendUnavailable(f"{where}: {native_library.WRONG_ISA}. Unset it, or set it to one of these.")
         return next(backend for backend in NAMES if why_not(backend, name, device) is None)
     if forced not in NAMES:
         raise ValueError(f"{where}: {asked_by} must be one of {', '.join(NAMES)}, got {forced!r}.")
     reason = why_not(forced, name, device)
     if reason is not None:
-        can = ", ".join(backend for backend in NAMES if why_not(backend, name, device) is None)
+        can = ", ".join(_with_isa(backend) for backend in NAMES if why_not(backend, name, device) is None)
         raise BackendUnavailable(f"{where}: backend {forced!r} cannot run: {reason}. Can run here: {can}.")
     return forced
+
+
+def _with_isa(backend: str) -> str:
+    return f"native ({native_library.ISA})" if backend == "native" else backend
 
 
 def _forced() -> str | None:

@@ -1,17 +1,35 @@
-"""Finds the compiled library that the wheel carries, loads it, and says what is in it.
+"""Finds the compiled library that the wheel carries, loads it, and calls it.
 
-The library has a plain C ABI and is loaded by ctypes, so that one wheel serves every torch and every Python.
+The library has a plain C ABI and is loaded by ctypes, so that one wheel serves every torch and every Python. A call is
+one block of 64-bit words, laid out as the structures of `native/abi.h`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from importlib import resources
+from pathlib import Path
+from struct import pack
+from typing import TYPE_CHECKING
 
-ABI = 1
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+ABI = 2
+VARIABLE = "MMM_CORE_ISA"
 _NAMES = {"win32": "mmm_core_native.dll", "darwin": "libmmm_core_native.dylib"}
 NAME = _NAMES.get(sys.platform, "libmmm_core_native.so")
+_TORCH_NAMES = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}
+TORCH_NAME = _TORCH_NAMES.get(sys.platform, "libtorch_cpu.so")
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_ABSENT = (0,) * 6
+_NO_STRIDES = tuple((0,) * (4 - rank) for rank in range(5))
 
 
 def _load() -> ctypes.CDLL | str:
@@ -23,19 +41,87 @@ def _load() -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return f"{NAME} does not load ({error}); reinstall mmm-core on this machine"
-    library.mmm_core_isa.restype = ctypes.c_char_p
     abi = library.mmm_core_abi()
     if abi != ABI:
         return f"{NAME} has ABI {abi}, this mmm_core needs {ABI}; reinstall mmm-core"
+    library.mmm_core_available.restype = ctypes.c_char_p
+    library.mmm_core_exponentials.argtypes = [ctypes.c_int64]
+    library.mmm_core_exponentials.restype = ctypes.c_double
+    library.mmm_core_set_parallel_for.argtypes = [ctypes.c_void_p]
     return library
 
 
-def _why_not(library: ctypes.CDLL | str) -> str:
-    if isinstance(library, str):
-        return library
-    isa = library.mmm_core_isa().decode()
-    return f"the library is built (ABI {ABI}, this CPU has {isa}), but this version holds no kernels in it yet"
+def _torch_parallel_for() -> int | None:
+    """The address of torch's C function that runs work on its threads; None where this torch has none."""
+    for name in (str(Path(torch.__file__).parent / "lib" / TORCH_NAME), TORCH_NAME):
+        try:
+            function = ctypes.CDLL(name).torch_parallel_for
+        except (OSError, AttributeError):
+            continue
+        return ctypes.cast(function, ctypes.c_void_p).value
+    return None
 
 
-WHY_NOT = _why_not(_load())
-"""Why the native kernels cannot run. Found at import, since torch.compile cannot look into files."""
+def _available(library: ctypes.CDLL) -> tuple[str, ...]:
+    """The instruction sets that the library holds and this CPU has, widest first."""
+    names = []
+    while name := library.mmm_core_available(len(names)):
+        names.append(name.decode())
+    return tuple(names)
+
+
+def _use(library: ctypes.CDLL, forced: str | None) -> tuple[str, str | None]:
+    """The instruction set in use, and why the forced one cannot be."""
+    available = _available(library)
+    isa = forced or available[0]
+    if library.mmm_core_use(isa.encode()) != 0:
+        return available[0], f"{VARIABLE} is {isa!r}, and this CPU has {', '.join(available)}"
+    return isa, None
+
+
+LIBRARY: ctypes.CDLL | None
+"""The library, found at import, since torch.compile cannot look into files."""
+ISA: str | None
+"""The instruction set in use."""
+WHY_NOT: str | None
+"""Why the native kernels cannot run; None where they can."""
+WRONG_ISA: str | None
+"""Why the instruction set that the environment forces cannot be used; None where it can, or none is forced."""
+THREADED: bool
+"""Whether the kernels run on torch's threads."""
+
+_loaded = _load()
+if isinstance(_loaded, str):
+    LIBRARY, ISA, WHY_NOT, THREADED = None, None, _loaded, False
+    WRONG_ISA = f"{VARIABLE} is set, but {_loaded}" if os.environ.get(VARIABLE) else None
+else:
+    LIBRARY = _loaded
+    ISA, WRONG_ISA = _use(_loaded, os.environ.get(VARIABLE))
+    WHY_NOT = WRONG_ISA
+    _address = _torch_parallel_for()
+    THREADED = _address is not None
+    _loaded.mmm_core_set_parallel_for(_address)
+
+
+def array(x: Tensor | None) -> tuple[int, ...]:
+    """A tensor as the library takes it: its address, dtype and four strides; zeros where it is absent."""
+    if x is None:
+        return _ABSENT
+    return (x.data_ptr(), _DTYPES[x.dtype], *x.stride(), *_NO_STRIDES[x.ndim])
+
+
+def sequences(rows: int, length: int, bounds: Tensor | None, reverse: bool) -> tuple[int, ...]:
+    """Where sequences begin and end, as the library takes it: `rows` of one length, or packed between `bounds`."""
+    if bounds is None:
+        return (rows, length, 0, reverse)
+    return (bounds.shape[0] - 1, length, bounds.data_ptr(), reverse)
+
+
+def call(function: Callable[[bytes], int], words: Sequence[int]) -> None:
+    """Call an operation of the library.
+
+    Raises:
+        MemoryError: The kernel found no memory for its scratch.
+    """
+    if function(pack(f"{len(words)}q", *words)) != 0:
+        raise MemoryError("mmm_core: the native kernel found no memory for its scratch. Use a smaller batch.")

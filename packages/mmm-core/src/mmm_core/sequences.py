@@ -50,6 +50,14 @@ def spans(where: str, length: int, cu_seqlens: Tensor | None) -> list[Span]:
     )
 
 
+def whole_bounds(where: str, length: int, cu_seqlens: Tensor | None) -> Tensor | None:
+    """The boundaries as a kernel reads them: checked as `spans` does, on the CPU, int64 and contiguous."""
+    if cu_seqlens is None:
+        return None
+    spans(where, length, cu_seqlens)
+    return cu_seqlens.to("cpu", torch.int64).contiguous()
+
+
 def state_rows(batch: int, cu_seqlens: Tensor | None) -> int:
     """Rows of the state tensors: one a batch row, or one a packed sequence."""
     return batch if cu_seqlens is None else cu_seqlens.shape[0] - 1

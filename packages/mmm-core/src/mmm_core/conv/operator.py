@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmm_core.arithmetic import autocast_off
-from mmm_core.conv import chunked, reference
+from mmm_core.conv import chunked, native, reference
 from mmm_core.conv.problem import Gradients, Problem
 from mmm_core.gradients import fake, handed_over, taken
 
@@ -23,7 +23,7 @@ class Backend(Protocol):
         """The gradients."""
 
 
-BACKENDS: dict[str, Backend] = {"chunked": chunked, "reference": reference}
+BACKENDS: dict[str, Backend] = {"native": native, "chunked": chunked, "reference": reference}
 
 
 @torch.library.custom_op("mmm_core::causal_conv1d", mutates_args=())

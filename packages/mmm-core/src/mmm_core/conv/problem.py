@@ -59,8 +59,13 @@ class Problem:
 
     def new_gradients(self) -> Gradients:
         """Room for the gradients: that of x unwritten, in its dtype; the others zero, to add to."""
-        grad_x = torch.empty_like(self.x, memory_format=torch.contiguous_format)
-        return Gradients(grad_x, *(self._zeros(tensor) for tensor in self.floating[1:]))
+        return Gradients(self.room(self.x), *(self._zeros(tensor) for tensor in self.floating[1:]))
+
+    def room(self, tensor: Tensor | None) -> Tensor:
+        """Unwritten memory for the gradient of an input, in its dtype; none where it is absent."""
+        if tensor is None:
+            return self.x.new_empty(0)
+        return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
     def _zeros(self, tensor: Tensor | None) -> Tensor:
         return self.x.new_zeros(0 if tensor is None else tensor.shape, dtype=self.dtype)

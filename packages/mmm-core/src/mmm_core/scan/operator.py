@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmm_core.arithmetic import autocast_off
 from mmm_core.gradients import fake, handed_over, taken
-from mmm_core.scan import chunked, reference
+from mmm_core.scan import chunked, native, reference
 from mmm_core.scan.problem import Gradients, Problem
 
 
@@ -29,7 +29,7 @@ class Backend(Protocol):
         """The shape of the checkpoints where they are saved."""
 
 
-BACKENDS: dict[str, Backend] = {"chunked": chunked, "reference": reference}
+BACKENDS: dict[str, Backend] = {"native": native, "chunked": chunked, "reference": reference}
 
 
 @torch.library.custom_op("mmm_core::selective_scan", mutates_args=())

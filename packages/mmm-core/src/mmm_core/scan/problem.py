@@ -113,18 +113,19 @@ class Problem:
     def new_gradients(self) -> Gradients:
         """Room for the gradients: per-position ones unwritten, in their inputs' dtypes; the others zero, to add to."""
         return Gradients(
-            u=self._room(self.u),
-            delta=self._room(self.delta),
+            u=self.room(self.u),
+            delta=self.room(self.delta),
             A=self._zeros(self.A),
-            B=self._room(self.B),
-            C=self._room(self.C),
+            B=self.room(self.B),
+            C=self.room(self.C),
             D=self._zeros(self.D),
-            z=self._room(self.z),
+            z=self.room(self.z),
             delta_bias=self._zeros(self.delta_bias),
             initial_state=self._zeros(self.initial_state),
         )
 
-    def _room(self, x: Tensor | None) -> Tensor:
+    def room(self, x: Tensor | None) -> Tensor:
+        """Unwritten memory for the gradient of an input, in its dtype; none where it is absent."""
         return self.u.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
 
     def _zeros(self, x: Tensor | None) -> Tensor:

@@ -1,0 +1,72 @@
+// What Python passes and calls. A plain C ABI: no torch and no Python headers, so that one library fits every torch.
+//
+// A call is one block of 64-bit words, filled by mmm_core/native_library.py in the order of the fields below.
+// Raise MMM_CORE_ABI there and here whenever a field or a signature changes.
+#pragma once
+
+#include <cstdint>
+
+#define MMM_CORE_ABI 2
+
+namespace mmm {
+
+enum Dtype : int64_t { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
+
+// A tensor: strides in elements, zero where there are fewer axes; `data` is null where the tensor is absent.
+struct Array {
+  char* data;
+  int64_t dtype;
+  int64_t stride[4];
+};
+
+// The sequences of a call: batch rows of one length, or, where `bounds` is given, pieces of one row.
+struct Sequences {
+  int64_t rows;           // batch rows, or packed sequences
+  int64_t length;         // positions in a batch row
+  const int64_t* bounds;  // rows + 1 cumulative lengths, or null
+  int64_t reverse;
+};
+
+struct ScanCall {
+  int64_t wide;  // compute in double
+  Sequences sequences;
+  int64_t e, groups, n, softplus;
+  Array u, delta, A, B, C, D, z, delta_bias, initial_state;
+  Array out, final_state, checkpoints;
+};
+
+struct ScanBackwardCall {
+  ScanCall forward;
+  Array grad_out, grad_final_state;
+  Array grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_delta_bias, grad_initial_state;
+};
+
+struct ConvCall {
+  int64_t wide;
+  Sequences sequences;
+  int64_t e, taps, silu;
+  Array x, weight, bias, initial_state;
+  Array out, final_state;
+};
+
+struct ConvBackwardCall {
+  ConvCall forward;
+  Array grad_out, grad_final_state;
+  Array grad_x, grad_weight, grad_bias, grad_initial_state;
+};
+
+// torch's `torch_parallel_for`: calls `work` on pieces of [begin, end), each at least `grain` long, on its threads.
+using Work = void (*)(int64_t begin, int64_t end, void* context);
+using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Work work, void* context);
+
+// What each instruction set's translation unit exports. A function returns 0, or 1 where memory ran out.
+struct Kernels {
+  const char* isa;
+  int (*scan)(const ScanCall&);
+  int (*scan_backward)(const ScanBackwardCall&);
+  int (*conv)(const ConvCall&);
+  int (*conv_backward)(const ConvBackwardCall&);
+  double (*exponentials)(int64_t count);
+};
+
+}  // namespace mmm

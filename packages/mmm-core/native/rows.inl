@@ -1,0 +1,115 @@
+// Rows of tensors of any dtype and stride, read into and written from aligned scratch in the arithmetic's type.
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Float16 {
+  uint16_t bits;
+};
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+
+inline float widen(BFloat16 x) {
+  uint32_t bits = uint32_t(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+inline float widen(Float16 x) {
+  uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = uint32_t(x.bits & 0x7fff) << 13;
+  // Numbers below the smallest normal half are made by the multiplication; infinities and NaN keep their exponent.
+  uint32_t bits = rest;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  y *= 0x1p112f;
+  std::memcpy(&bits, &y, sizeof y);
+  bits = (rest >= 0x7c00u << 13 ? bits | 0x7f800000 : bits) | sign;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+inline void narrow(float x, float& y) { y = x; }
+inline void narrow(double x, double& y) { y = x; }
+inline void narrow(double x, float& y) { y = float(x); }
+inline void narrow(float x, double& y) { y = x; }
+
+// Rounds to nearest, ties to even.
+inline void narrow(float x, BFloat16& y) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof x);
+  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  y.bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+}
+
+inline void narrow(float x, Float16& y) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof x);
+  uint32_t sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
+  // Below the smallest normal half, adding 1/2 shifts the fraction into place and rounds it.
+  float small;
+  std::memcpy(&small, &rest, sizeof small);
+  small += 0.5f;
+  uint32_t small_bits;
+  std::memcpy(&small_bits, &small, sizeof small);
+  uint32_t normal = (rest - (112u << 23) + 0xfff + ((rest >> 13) & 1)) >> 13;
+  uint32_t half = rest < 113u << 23 ? small_bits - 0x3f000000 : normal;
+  half = rest >= 143u << 23 ? (rest > 0x7f800000 ? 0x7e00 : 0x7c00) : half;
+  y.bits = uint16_t(half | sign);
+}
+
+inline void narrow(double x, BFloat16& y) { narrow(float(x), y); }
+inline void narrow(double x, Float16& y) { narrow(float(x), y); }
+
+// A block of a tensor: `rows` rows of `count` numbers, at `offset`; all in elements.
+struct Block {
+  int64_t offset, row_stride, stride;
+  int rows, count;
+};
+
+template <class Real, class Stored>
+void read_as(Real* to, int width, const Stored* from, const Block& block) {
+  for (int row = 0; row < block.rows; ++row, to += width) {
+    const Stored* at = from + block.offset + row * block.row_stride;
+    if (block.stride == 1)
+      for (int i = 0; i < block.count; ++i) to[i] = Real(widen(at[i]));
+    else
+      for (int i = 0; i < block.count; ++i) to[i] = Real(widen(at[i * block.stride]));
+    for (int i = block.count; i < width; ++i) to[i] = 0;
+  }
+}
+
+template <class Real, class Stored>
+void write_as(Stored* to, const Real* from, int width, const Block& block) {
+  for (int row = 0; row < block.rows; ++row, from += width) {
+    Stored* at = to + block.offset + row * block.row_stride;
+    if (block.stride == 1)
+      for (int i = 0; i < block.count; ++i) narrow(from[i], at[i]);
+    else
+      for (int i = 0; i < block.count; ++i) narrow(from[i], at[i * block.stride]);
+  }
+}
+
+// A block into rows of `width` numbers, padded with zeros.
+template <class Real>
+void read(Real* to, int width, const mmm::Array& from, const Block& block) {
+  switch (from.dtype) {
+    case mmm::FLOAT32: return read_as(to, width, reinterpret_cast<const float*>(from.data), block);
+    case mmm::FLOAT64: return read_as(to, width, reinterpret_cast<const double*>(from.data), block);
+    case mmm::BFLOAT16: return read_as(to, width, reinterpret_cast<const BFloat16*>(from.data), block);
+    default: return read_as(to, width, reinterpret_cast<const Float16*>(from.data), block);
+  }
+}
+
+// The inverse of `read`; what stands in the padding stays behind.
+template <class Real>
+void write(const mmm::Array& to, const Real* from, int width, const Block& block) {
+  switch (to.dtype) {
+    case mmm::FLOAT32: return write_as(reinterpret_cast<float*>(to.data), from, width, block);
+    case mmm::FLOAT64: return write_as(reinterpret_cast<double*>(to.data), from, width, block);
+    case mmm::BFLOAT16: return write_as(reinterpret_cast<BFloat16*>(to.data), from, width, block);
+    default: return write_as(reinterpret_cast<Float16*>(to.data), from, width, block);
+  }
+}

@@ -1,0 +1,59 @@
+// The vectors that the kernels are written in: as wide as the instruction set, of float or double.
+//
+// They are GNU vector types, which GCC and Clang turn into the instructions of whatever set the file is compiled for.
+// Intrinsics stand here alone, where one instruction does what takes several otherwise.
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define MMM_BYTES 64
+#elif defined(__AVX2__)
+#define MMM_BYTES 32
+#else
+#define MMM_BYTES 16
+#endif
+
+template <class Real>
+struct VectorOf;
+
+template <>
+struct VectorOf<float> {
+  typedef float Type __attribute__((vector_size(MMM_BYTES), may_alias));
+  typedef int32_t Whole __attribute__((vector_size(MMM_BYTES), may_alias));
+};
+
+template <>
+struct VectorOf<double> {
+  typedef double Type __attribute__((vector_size(MMM_BYTES), may_alias));
+  typedef int64_t Whole __attribute__((vector_size(MMM_BYTES), may_alias));
+};
+
+template <class Real>
+using Vector = typename VectorOf<Real>::Type;
+
+template <class Real>
+constexpr int LANES = MMM_BYTES / sizeof(Real);
+
+template <class Real>
+inline Vector<Real>& vector_at(Real* aligned) {
+  return *reinterpret_cast<Vector<Real>*>(aligned);
+}
+
+template <class Real>
+inline const Vector<Real>& vector_at(const Real* aligned) {
+  return *reinterpret_cast<const Vector<Real>*>(aligned);
+}
+
+// The sum of the lanes, in halves.
+template <class V>
+inline auto sum(V x) {
+  typedef decltype(x[0] + x[0]) Real;
+  Real total[sizeof(V) / sizeof(Real)];
+  std::memcpy(total, &x, sizeof x);
+#pragma GCC unroll 4
+  for (int width = sizeof(V) / sizeof(Real) / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) total[i] += total[i + width];
+  return total[0];
+}

@@ -1,0 +1,64 @@
+"""The selective scan in the native library: vectors along the channels, chunks of `l` in registers and cache.
+
+The kernel is `native/scan.inl`; here its call is laid out, in the order of `native/abi.h`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmm_core.native_library import LIBRARY, array, call, sequences
+from mmm_core.scan.problem import Gradients, Problem
+from mmm_core.sequences import whole_bounds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK = 32  # positions between two checkpoints; native/scan.inl knows it too
+
+
+def checkpoint_shape(p: Problem) -> tuple[int, ...]:
+    """The state that enters each chunk of each sequence, one behind the other."""
+    b, l, e, _, n = p.sizes
+    chunks = (l + CHUNK - 1) // CHUNK + (0 if p.cu_seqlens is None else p.cu_seqlens.shape[0])
+    return (b, chunks * e * n)
+
+
+def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The output (b, l, e), the final state (b or k, e, n), and the checkpoints where they are asked for."""
+    out = torch.empty_like(p.u, memory_format=torch.contiguous_format)
+    state = p.u.new_empty(p.state_shape, dtype=p.dtype)
+    room = p.u.new_empty if p.cu_seqlens is None else p.u.new_zeros  # packed sequences leave some of it unwritten
+    checkpoints = room(checkpoint_shape(p) if save else (0,), dtype=p.dtype)
+    run(p, out, state, checkpoints)
+    return out, state, checkpoints
+
+
+def run(p: Problem, out: Tensor, final_state: Tensor, checkpoints: Tensor | None) -> None:
+    """The forward into tensors that are there; `final_state` may be the initial state."""
+    bounds = whole_bounds("selective_scan", p.u.shape[1], p.cu_seqlens)
+    call(LIBRARY.mmm_core_scan, _words(p, bounds, out, final_state, checkpoints))
+
+
+def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:
+    """The gradients of every input, each in its input's dtype."""
+    grads = Gradients(*(p.room(x) for x in p.floating))
+    bounds = whole_bounds("selective_scan", p.u.shape[1], p.cu_seqlens)
+    words = [*_words(p, bounds, None, None, checkpoints), *array(grad_out), *array(grad_final_state)]
+    for grad in grads:
+        words += array(grad)
+    call(LIBRARY.mmm_core_scan_backward, words)
+    return grads
+
+
+def _words(
+    p: Problem, bounds: Tensor | None, out: Tensor | None, final_state: Tensor | None, checkpoints: Tensor | None
+) -> list[int]:
+    """`ScanCall` of native/abi.h; `bounds` must outlive the call."""
+    b, l, e, g, n = p.sizes
+    words = [p.dtype == torch.float64, *sequences(b, l, bounds, p.reverse), e, g, n, p.delta_softplus]
+    for x in (*p.floating, out, final_state, checkpoints):
+        words += array(x)
+    return words
