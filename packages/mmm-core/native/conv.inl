@@ -1,5 +1,5 @@
-// The causal depthwise convolution, forward and backward: a tile of channels of one sequence at a time, by chunks of its
-// positions.
+// The causal depthwise convolution, forward and backward: a tile of channels of one sequence at a time, by chunks of
+// its positions.
 //
 // Vectors run along the channels. A chunk stands in scratch behind the taps - 1 inputs before it, in the direction of
 // the convolution, and its last taps - 1 inputs stay there for the next chunk; before the first stands the initial
@@ -26,6 +26,10 @@ struct ConvTile {
 
   static int64_t parts(const mmm::ConvCall& call) { return (call.e + CONV_TILE - 1) / CONV_TILE; }
   static int64_t tasks(const mmm::ConvCall& call) { return call.sequences.rows * parts(call); }
+  static int64_t size(const mmm::ConvCall& call) {
+    const mmm::Sequences& sequences = call.sequences;
+    return (sequences.bounds ? 1 : sequences.rows) * sequences.length * call.e;
+  }
   // In exponentials: the activation and about four products each; the states weigh as much as positions.
   static int64_t cost(const mmm::ConvCall& call) {
     const mmm::Sequences& sequences = call.sequences;
@@ -112,7 +116,7 @@ struct ConvWork {
       : weight(at), bias(weight + call.taps * CONV_TILE), x(bias + CONV_TILE), taps(int(call.taps)),
         silu(call.silu != 0) {}
 
-  void read_parameters(const mmm::ConvCall& call, const ConvTile& tile) {
+  void read_parameters(const mmm::ConvCall& call, const ConvTile& tile) const {
     read_columns(weight, call.weight, tile.taps_of(call.weight));
     if (call.bias.data)
       read(bias, CONV_TILE, call.bias, tile.channels_of(call.bias));
@@ -120,7 +124,7 @@ struct ConvWork {
       std::fill(bias, bias + CONV_TILE, Real(0));
   }
 
-  void read_initial_state(const mmm::ConvCall& call, const ConvTile& tile) {
+  void read_initial_state(const mmm::ConvCall& call, const ConvTile& tile) const {
     if (tile.before == 0) return;
     if (call.initial_state.data)
       read_columns(x, call.initial_state, tile.states(call.initial_state, 0, tile.before));
@@ -200,6 +204,7 @@ void conv_tile(const mmm::ConvCall& call, const ConvTile& tile, const ConvWork<R
 
 template <class Real>
 int conv_as(const mmm::ConvCall& call) {
+  mmm::expect_writes(call.out, ConvTile::size(call));
   return mmm::for_each_piece(ConvTile::tasks(call), ConvTile::cost(call), [&](int64_t begin, int64_t end) {
     mmm::Scratch<Real> scratch(ConvWork<Real>::size(call.taps));
     if (!scratch.data()) return 1;
@@ -279,10 +284,12 @@ void convolve_chunk_backward(const ConvBackwardWork<Real>& work, int v, int step
 
 // The gradients of `count` inputs, from the sequence's position `first` on; those before it are the initial state.
 template <class Real>
-void write_inputs(const mmm::ConvBackwardCall& whole, const ConvTile& tile, const Real* from, int64_t first, int count) {
+void write_inputs(const mmm::ConvBackwardCall& whole, const ConvTile& tile, const Real* from, int64_t first,
+                  int count) {
   const int states = int(std::min<int64_t>(count, first < 0 ? -first : 0));
   const mmm::Array &grad_x = whole.grad_x, &grad_state = whole.grad_initial_state;
-  if (states > 0 && grad_state.data) write_columns(grad_state, from, tile.states(grad_state, int(first) + tile.before, states));
+  if (states > 0 && grad_state.data)
+    write_columns(grad_state, from, tile.states(grad_state, int(first) + tile.before, states));
   if (count > states)
     write(grad_x, from + states * CONV_TILE, CONV_TILE, tile.positions(grad_x, first + states, count - states));
 }
@@ -324,7 +331,8 @@ template <class Real>
 int add_up_conv(const mmm::ConvBackwardCall& whole, const Real* parts) {
   const mmm::ConvCall& call = whole.forward;
   const int64_t rows = call.sequences.rows, apart = (call.taps + 1) * call.e;
-  return mmm::for_each_piece(ConvTile::parts(call), rows * (call.taps + 1) * CONV_TILE / 4, [&](int64_t begin, int64_t end) {
+  const int64_t cost = rows * (call.taps + 1) * CONV_TILE / 4;
+  return mmm::for_each_piece(ConvTile::parts(call), cost, [&](int64_t begin, int64_t end) {
     alignas(64) Real total[CONV_TILE];
     for (int64_t channel = begin * CONV_TILE; channel < std::min(call.e, end * CONV_TILE); channel += CONV_TILE) {
       const int width = int(std::min<int64_t>(CONV_TILE, call.e - channel));
@@ -345,6 +353,7 @@ int conv_backward_as(const mmm::ConvBackwardCall& whole) {
   const mmm::ConvCall& call = whole.forward;
   mmm::Scratch<Real> parts(call.sequences.rows * (call.taps + 1) * call.e);
   if (!parts.data()) return 1;
+  mmm::expect_writes(whole.grad_x, ConvTile::size(call));
   int failed = mmm::for_each_piece(ConvTile::tasks(call), 3 * ConvTile::cost(call), [&](int64_t begin, int64_t end) {
     mmm::Scratch<Real> scratch(ConvBackwardWork<Real>::size(call.taps));
     if (!scratch.data()) return 1;

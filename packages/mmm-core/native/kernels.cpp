@@ -16,6 +16,7 @@ namespace {
 #include "maths.inl"
 #include "rows.inl"
 #include "scan.inl"
+#include "conv.inl"
 }  // namespace
 
 #define MMM_PASTE(a, b) a##b
@@ -25,5 +26,5 @@ namespace {
 
 namespace mmm {
 extern const Kernels MMM_TABLE(MMM_ISA);
-const Kernels MMM_TABLE(MMM_ISA) = {MMM_STRING(MMM_ISA), scan, scan_backward, nullptr, nullptr, exponentials};
+const Kernels MMM_TABLE(MMM_ISA) = {MMM_STRING(MMM_ISA), scan, scan_backward, conv, conv_backward, exponentials};
 }  // namespace mmm

@@ -5,7 +5,8 @@
 // backward recomputes a chunk from it. ../src/mmm_core/scan/README.md has the maths.
 
 constexpr int SCAN_CHUNK = 32;    // positions; mmm_core/scan/native.py knows it too
-constexpr int SCAN_TILE = 128;     // channels
+constexpr int SCAN_TILE = 128;    // channels
+constexpr int SCAN_ROW = SCAN_TILE + 16;  // numbers between two rows of scratch: not a power of two, which caches hash badly
 constexpr int FORWARD_BLOCK = MMM_BYTES == 64 ? 16 : 4;  // states in registers
 constexpr int BACKWARD_BLOCK = MMM_BYTES == 64 ? 8 : 4;
 
@@ -71,37 +72,37 @@ struct ScanTile {
   bool reverse;
 };
 
-// The scratch of one task, in the arithmetic's type. Arrays of positions are [SCAN_CHUNK][SCAN_TILE], of states
-// [n][SCAN_TILE], of B and C [SCAN_CHUNK][n].
+// The scratch of one task, in the arithmetic's type. Arrays of positions are [SCAN_CHUNK][SCAN_ROW], of states
+// [n][SCAN_ROW], of B and C [SCAN_CHUNK][n].
 template <class Real>
 struct ScanWork {
-  static int64_t size(int64_t n) { return 7 * POSITIONS + 2 * n * SCAN_TILE + 2 * SCAN_CHUNK * padded(n) + 2 * SCAN_TILE; }
+  static int64_t size(int64_t n) { return 7 * POSITIONS + 2 * n * SCAN_ROW + 2 * SCAN_CHUNK * padded(n) + 2 * SCAN_ROW; }
   static int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
 
   ScanWork(Real* at, int64_t n) : n(int(n)), projected(int(padded(n))) {
     for (Real** array : {&u, &raw, &delta, &input, &y, &z, &spare}) *array = at, at += POSITIONS;
-    for (Real** array : {&A, &h}) *array = at, at += n * SCAN_TILE;
+    for (Real** array : {&A, &h}) *array = at, at += n * SCAN_ROW;
     for (Real** array : {&B, &C}) *array = at, at += SCAN_CHUNK * padded(n);
-    for (Real** array : {&D, &bias}) *array = at, at += SCAN_TILE;
+    for (Real** array : {&D, &bias}) *array = at, at += SCAN_ROW;
   }
 
   // What stays the same for all chunks: A in units of log2, D and delta's bias.
   void read_parameters(const mmm::ScanCall& call, const ScanTile& tile) {
-    read(A, SCAN_TILE, call.A, tile.states_of(call.A, n));
-    for (int i = 0; i < n * SCAN_TILE; ++i) A[i] *= Constants<Real>::LOG2E;
+    read(A, SCAN_ROW, call.A, tile.states_of(call.A, n));
+    for (int i = 0; i < n * SCAN_ROW; ++i) A[i] *= Constants<Real>::LOG2E;
     read_vector(D, call.D, tile);
     read_vector(bias, call.delta_bias, tile);
   }
 
   // delta with its bias and softplus, and the input of the state, delta u.
   void read_positions(const mmm::ScanCall& call, const ScanTile& tile, int64_t chunk) {
-    read(u, SCAN_TILE, call.u, tile.positions(call.u, chunk));
-    read(raw, SCAN_TILE, call.delta, tile.positions(call.delta, chunk));
+    read(u, SCAN_ROW, call.u, tile.positions(call.u, chunk));
+    read(raw, SCAN_ROW, call.delta, tile.positions(call.delta, chunk));
     read(B, projected, call.B, tile.projections(call.B, chunk, n));
     read(C, projected, call.C, tile.projections(call.C, chunk, n));
     for (int t = 0; t < tile.steps(chunk); ++t)
       for (int v = 0; v < tile.width; v += LANES<Real>) {
-        int i = t * SCAN_TILE + v;
+        int i = t * SCAN_ROW + v;
         Vector<Real> step = vector_at(raw + i) + vector_at(bias + v);
         vector_at(raw + i) = step;
         if (call.softplus) step = softplus<Real>(step);
@@ -111,16 +112,16 @@ struct ScanWork {
       }
   }
 
-  static constexpr int POSITIONS = SCAN_CHUNK * SCAN_TILE;
+  static constexpr int POSITIONS = SCAN_CHUNK * SCAN_ROW;
   Real *u, *raw, *delta, *input, *y, *z, *spare, *A, *h, *B, *C, *D, *bias;
   int n, projected;
 
  private:
   static void read_vector(Real* to, const mmm::Array& from, const ScanTile& tile) {
     if (from.data)
-      read(to, SCAN_TILE, from, tile.channels_of(from));
+      read(to, SCAN_ROW, from, tile.channels_of(from));
     else
-      std::fill(to, to + SCAN_TILE, Real(0));
+      std::fill(to, to + SCAN_ROW, Real(0));
   }
 };
 
@@ -128,22 +129,22 @@ struct ScanWork {
 template <int N, class Real>
 void advance(const ScanWork<Real>& work, int first, int v, int steps) {
   Vector<Real> state[N];
-  const Real* A = work.A + first * SCAN_TILE + v;
-  Real* h = work.h + first * SCAN_TILE + v;
-  for (int n = 0; n < N; ++n) state[n] = vector_at(h + n * SCAN_TILE);
+  const Real* A = work.A + first * SCAN_ROW + v;
+  Real* h = work.h + first * SCAN_ROW + v;
+  for (int n = 0; n < N; ++n) state[n] = vector_at(h + n * SCAN_ROW);
   for (int t = 0; t < steps; ++t) {
     const Real *B = work.B + t * work.projected + first, *C = work.C + t * work.projected + first;
-    const Vector<Real> delta = vector_at(work.delta + t * SCAN_TILE + v);
-    const Vector<Real> input = vector_at(work.input + t * SCAN_TILE + v);
-    Vector<Real> y = vector_at(work.y + t * SCAN_TILE + v);
+    const Vector<Real> delta = vector_at(work.delta + t * SCAN_ROW + v);
+    const Vector<Real> input = vector_at(work.input + t * SCAN_ROW + v);
+    Vector<Real> y = vector_at(work.y + t * SCAN_ROW + v);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      state[n] = exp2<Real>(delta * vector_at(A + n * SCAN_TILE)) * state[n] + input * B[n];
+      state[n] = exp2<Real>(delta * vector_at(A + n * SCAN_ROW)) * state[n] + input * B[n];
       y += state[n] * C[n];
     }
-    vector_at(work.y + t * SCAN_TILE + v) = y;
+    vector_at(work.y + t * SCAN_ROW + v) = y;
   }
-  for (int n = 0; n < N; ++n) vector_at(h + n * SCAN_TILE) = state[n];
+  for (int n = 0; n < N; ++n) vector_at(h + n * SCAN_ROW) = state[n];
 }
 
 template <class Real>
@@ -167,27 +168,27 @@ template <class Real>
 void scan_tile(const mmm::ScanCall& call, const ScanTile& tile, ScanWork<Real>& work) {
   work.read_parameters(call, tile);
   if (call.initial_state.data)
-    read(work.h, SCAN_TILE, call.initial_state, tile.row_states_of(call.initial_state, call.n));
+    read(work.h, SCAN_ROW, call.initial_state, tile.row_states_of(call.initial_state, call.n));
   else
-    std::fill(work.h, work.h + call.n * SCAN_TILE, Real(0));
+    std::fill(work.h, work.h + call.n * SCAN_ROW, Real(0));
   for (int64_t chunk = 0; chunk < tile.chunks; ++chunk) {
     if (call.checkpoints.data) {
       Real* kept = checkpoint<Real>(call, tile, chunk);
-      for (int n = 0; n < call.n; ++n) std::copy_n(work.h + n * SCAN_TILE, tile.width, kept + n * call.e);
+      for (int n = 0; n < call.n; ++n) std::copy_n(work.h + n * SCAN_ROW, tile.width, kept + n * call.e);
     }
     work.read_positions(call, tile, chunk);
     advance_all(work, tile.width, tile.steps(chunk));
     if (call.z.data) {
-      read(work.z, SCAN_TILE, call.z, tile.positions(call.z, chunk));
+      read(work.z, SCAN_ROW, call.z, tile.positions(call.z, chunk));
       for (int t = 0; t < tile.steps(chunk); ++t)
-        for (int i = t * SCAN_TILE; i < t * SCAN_TILE + tile.width; i += LANES<Real>) {
+        for (int i = t * SCAN_ROW; i < t * SCAN_ROW + tile.width; i += LANES<Real>) {
           Vector<Real> z = vector_at(work.z + i);
           vector_at(work.y + i) *= z * sigmoid<Real>(z);
         }
     }
-    write(call.out, work.y, SCAN_TILE, tile.positions(call.out, chunk));
+    write(call.out, work.y, SCAN_ROW, tile.positions(call.out, chunk));
   }
-  write(call.final_state, work.h, SCAN_TILE, tile.row_states_of(call.final_state, call.n));
+  write(call.final_state, work.h, SCAN_ROW, tile.row_states_of(call.final_state, call.n));
 }
 
 // What the backward needs beside the forward's scratch. Accumulators are [SCAN_CHUNK][BACKWARD_BLOCK] vectors.
@@ -197,8 +198,8 @@ struct ScanBackwardWork : ScanWork<Real> {
   static constexpr int POSITIONS = ScanWork<Real>::POSITIONS;
 
   static int64_t size(int64_t n) {
-    return ScanWork<Real>::size(n) + 4 * HISTORY + BACKWARD_BLOCK * LANES<Real> + 4 * POSITIONS + 2 * n * SCAN_TILE +
-           2 * SCAN_TILE + 2 * SCAN_CHUNK * ScanWork<Real>::padded(n);
+    return ScanWork<Real>::size(n) + 4 * HISTORY + BACKWARD_BLOCK * LANES<Real> + 4 * POSITIONS + 2 * n * SCAN_ROW +
+           2 * SCAN_ROW + 2 * SCAN_CHUNK * ScanWork<Real>::padded(n);
   }
 
   ScanBackwardWork(Real* at, int64_t n) : ScanWork<Real>(at, n) {
@@ -206,8 +207,8 @@ struct ScanBackwardWork : ScanWork<Real> {
     for (Real** array : {&decay, &grad_B, &grad_C}) *array = at, at += HISTORY;
     states = at, at += HISTORY + BACKWARD_BLOCK * LANES<Real>;
     for (Real** array : {&grad_out, &grad_y, &grad_input, &grad_delta}) *array = at, at += POSITIONS;
-    for (Real** array : {&grad_h, &grad_A}) *array = at, at += n * SCAN_TILE;
-    for (Real** array : {&grad_D, &grad_bias}) *array = at, at += SCAN_TILE;
+    for (Real** array : {&grad_h, &grad_A}) *array = at, at += n * SCAN_ROW;
+    for (Real** array : {&grad_D, &grad_bias}) *array = at, at += SCAN_ROW;
     for (Real** array : {&sums_B, &sums_C}) *array = at, at += SCAN_CHUNK * ScanWork<Real>::padded(n);
   }
 
@@ -222,23 +223,23 @@ struct ScanBackwardWork : ScanWork<Real> {
 template <int N, bool FIRST, class Real>
 void retreat(const ScanBackwardWork<Real>& work, int first, int v, int steps) {
   constexpr int W = LANES<Real>;
-  const Real* A = work.A + first * SCAN_TILE + v;
+  const Real* A = work.A + first * SCAN_ROW + v;
   Real *decays = work.decay, *states = work.states, *sums_B = work.grad_B, *sums_C = work.grad_C;
   {
     Vector<Real> state[N];
     for (int n = 0; n < N; ++n) {
-      state[n] = vector_at(work.h + (first + n) * SCAN_TILE + v);
+      state[n] = vector_at(work.h + (first + n) * SCAN_ROW + v);
       vector_at(states + n * W) = state[n];
     }
     for (int t = 0; t < steps; ++t) {
       const Real *B = work.B + t * work.projected + first, *C = work.C + t * work.projected + first;
-      const Vector<Real> delta = vector_at(work.delta + t * SCAN_TILE + v);
-      const Vector<Real> input = vector_at(work.input + t * SCAN_TILE + v);
-      const Vector<Real> grad_y = vector_at(work.grad_y + t * SCAN_TILE + v);
-      Vector<Real> y = vector_at(work.y + t * SCAN_TILE + v);
+      const Vector<Real> delta = vector_at(work.delta + t * SCAN_ROW + v);
+      const Vector<Real> input = vector_at(work.input + t * SCAN_ROW + v);
+      const Vector<Real> grad_y = vector_at(work.grad_y + t * SCAN_ROW + v);
+      Vector<Real> y = vector_at(work.y + t * SCAN_ROW + v);
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) {
-        const Vector<Real> decay = exp2<Real>(delta * vector_at(A + n * SCAN_TILE));
+        const Vector<Real> decay = exp2<Real>(delta * vector_at(A + n * SCAN_ROW));
         state[n] = decay * state[n] + input * B[n];
         y += state[n] * C[n];
         vector_at(decays + (t * N + n) * W) = decay;
@@ -246,21 +247,21 @@ void retreat(const ScanBackwardWork<Real>& work, int first, int v, int steps) {
         Vector<Real>& sum_C = vector_at(sums_C + (t * N + n) * W);
         sum_C = FIRST ? grad_y * state[n] : sum_C + grad_y * state[n];
       }
-      vector_at(work.y + t * SCAN_TILE + v) = y;
+      vector_at(work.y + t * SCAN_ROW + v) = y;
     }
   }
   Vector<Real> grad[N], grad_A[N];
   for (int n = 0; n < N; ++n) {
-    grad[n] = vector_at(work.grad_h + (first + n) * SCAN_TILE + v);
-    grad_A[n] = vector_at(work.grad_A + (first + n) * SCAN_TILE + v);
+    grad[n] = vector_at(work.grad_h + (first + n) * SCAN_ROW + v);
+    grad_A[n] = vector_at(work.grad_A + (first + n) * SCAN_ROW + v);
   }
   for (int t = steps - 1; t >= 0; --t) {
     const Real *B = work.B + t * work.projected + first, *C = work.C + t * work.projected + first;
-    const Vector<Real> delta = vector_at(work.delta + t * SCAN_TILE + v);
-    const Vector<Real> input = vector_at(work.input + t * SCAN_TILE + v);
-    const Vector<Real> grad_y = vector_at(work.grad_y + t * SCAN_TILE + v);
-    Vector<Real> grad_input = vector_at(work.grad_input + t * SCAN_TILE + v);
-    Vector<Real> grad_delta = vector_at(work.grad_delta + t * SCAN_TILE + v);
+    const Vector<Real> delta = vector_at(work.delta + t * SCAN_ROW + v);
+    const Vector<Real> input = vector_at(work.input + t * SCAN_ROW + v);
+    const Vector<Real> grad_y = vector_at(work.grad_y + t * SCAN_ROW + v);
+    Vector<Real> grad_input = vector_at(work.grad_input + t * SCAN_ROW + v);
+    Vector<Real> grad_delta = vector_at(work.grad_delta + t * SCAN_ROW + v);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
       grad[n] += grad_y * C[n];
@@ -270,14 +271,14 @@ void retreat(const ScanBackwardWork<Real>& work, int first, int v, int steps) {
       grad[n] *= vector_at(decays + (t * N + n) * W);
       const Vector<Real> exponent = grad[n] * vector_at(states + (t * N + n) * W);
       grad_A[n] += exponent * delta;
-      grad_delta += exponent * vector_at(A + n * SCAN_TILE);
+      grad_delta += exponent * vector_at(A + n * SCAN_ROW);
     }
-    vector_at(work.grad_input + t * SCAN_TILE + v) = grad_input;
-    vector_at(work.grad_delta + t * SCAN_TILE + v) = grad_delta;
+    vector_at(work.grad_input + t * SCAN_ROW + v) = grad_input;
+    vector_at(work.grad_delta + t * SCAN_ROW + v) = grad_delta;
   }
   for (int n = 0; n < N; ++n) {
-    vector_at(work.grad_h + (first + n) * SCAN_TILE + v) = grad[n];
-    vector_at(work.grad_A + (first + n) * SCAN_TILE + v) = grad_A[n];
+    vector_at(work.grad_h + (first + n) * SCAN_ROW + v) = grad[n];
+    vector_at(work.grad_A + (first + n) * SCAN_ROW + v) = grad_A[n];
   }
 }
 
@@ -338,10 +339,10 @@ void scan_tile_backward(const mmm::ScanBackwardCall& whole, const ScanTile& tile
   const mmm::ScanCall& call = whole.forward;
   work.read_parameters(call, tile);
   if (whole.grad_final_state.data)
-    read(work.grad_h, SCAN_TILE, whole.grad_final_state, tile.row_states_of(whole.grad_final_state, call.n));
+    read(work.grad_h, SCAN_ROW, whole.grad_final_state, tile.row_states_of(whole.grad_final_state, call.n));
   else
-    std::fill(work.grad_h, work.grad_h + call.n * SCAN_TILE, Real(0));
-  std::fill(work.grad_A, work.grad_A + call.n * SCAN_TILE, Real(0));
+    std::fill(work.grad_h, work.grad_h + call.n * SCAN_ROW, Real(0));
+  std::fill(work.grad_A, work.grad_A + call.n * SCAN_ROW, Real(0));
   std::fill(work.grad_D, work.grad_D + SCAN_TILE, Real(0));
   std::fill(work.grad_bias, work.grad_bias + SCAN_TILE, Real(0));
   const mmm::Array parts_B = parts.of_tile(parts.B, tile.part), parts_C = parts.of_tile(parts.C, tile.part);
@@ -349,15 +350,15 @@ void scan_tile_backward(const mmm::ScanBackwardCall& whole, const ScanTile& tile
     const int steps = tile.steps(chunk);
     const Real* kept = checkpoint<Real>(call, tile, chunk);
     for (int n = 0; n < call.n; ++n) {
-      std::copy_n(kept + n * call.e, tile.width, work.h + n * SCAN_TILE);
-      std::fill(work.h + n * SCAN_TILE + tile.width, work.h + (n + 1) * SCAN_TILE, Real(0));
+      std::copy_n(kept + n * call.e, tile.width, work.h + n * SCAN_ROW);
+      std::fill(work.h + n * SCAN_ROW + tile.width, work.h + (n + 1) * SCAN_ROW, Real(0));
     }
     work.read_positions(call, tile, chunk);
-    read(work.grad_out, SCAN_TILE, whole.grad_out, tile.positions(whole.grad_out, chunk));
-    if (call.z.data) read(work.z, SCAN_TILE, call.z, tile.positions(call.z, chunk));
+    read(work.grad_out, SCAN_ROW, whole.grad_out, tile.positions(whole.grad_out, chunk));
+    if (call.z.data) read(work.z, SCAN_ROW, call.z, tile.positions(call.z, chunk));
     for (int t = 0; t < steps; ++t)
       for (int v = 0; v < tile.width; v += LANES<Real>) {
-        int i = t * SCAN_TILE + v;
+        int i = t * SCAN_ROW + v;
         Vector<Real> grad_y = vector_at(work.grad_out + i);
         if (call.z.data) {
           Vector<Real> z = vector_at(work.z + i), gate = sigmoid<Real>(z);
@@ -371,7 +372,7 @@ void scan_tile_backward(const mmm::ScanBackwardCall& whole, const ScanTile& tile
     retreat_all(work, tile.width, steps);
     for (int t = 0; t < steps; ++t)
       for (int v = 0; v < tile.width; v += LANES<Real>) {
-        int i = t * SCAN_TILE + v;
+        int i = t * SCAN_ROW + v;
         Vector<Real> grad_input = vector_at(work.grad_input + i);
         Vector<Real> grad_delta =
             vector_at(work.grad_delta + i) * Constants<Real>::LN2 + grad_input * vector_at(work.u + i);
@@ -385,18 +386,18 @@ void scan_tile_backward(const mmm::ScanBackwardCall& whole, const ScanTile& tile
             grad_input * vector_at(work.delta + i) + vector_at(work.grad_y + i) * vector_at(work.D + v);
         vector_at(work.z + i) *= vector_at(work.grad_out + i) * vector_at(work.y + i);
       }
-    write(whole.grad_u, work.grad_input, SCAN_TILE, tile.positions(whole.grad_u, chunk));
-    write(whole.grad_delta, work.grad_delta, SCAN_TILE, tile.positions(whole.grad_delta, chunk));
-    if (call.z.data) write(whole.grad_z, work.z, SCAN_TILE, tile.positions(whole.grad_z, chunk));
+    write(whole.grad_u, work.grad_input, SCAN_ROW, tile.positions(whole.grad_u, chunk));
+    write(whole.grad_delta, work.grad_delta, SCAN_ROW, tile.positions(whole.grad_delta, chunk));
+    if (call.z.data) write(whole.grad_z, work.z, SCAN_ROW, tile.positions(whole.grad_z, chunk));
     write(parts_B, work.sums_B, work.projected, tile.projections(parts_B, chunk, call.n));
     write(parts_C, work.sums_C, work.projected, tile.projections(parts_C, chunk, call.n));
   }
   for (int n = 0; n < call.n; ++n)
-    std::copy_n(work.grad_A + n * SCAN_TILE, tile.width, parts.of_sequence(tile.row, n, tile.channel));
+    std::copy_n(work.grad_A + n * SCAN_ROW, tile.width, parts.of_sequence(tile.row, n, tile.channel));
   std::copy_n(work.grad_D, tile.width, parts.of_sequence(tile.row, call.n, tile.channel));
   std::copy_n(work.grad_bias, tile.width, parts.of_sequence(tile.row, call.n + 1, tile.channel));
   if (whole.grad_initial_state.data)
-    write(whole.grad_initial_state, work.grad_h, SCAN_TILE, tile.row_states_of(whole.grad_initial_state, call.n));
+    write(whole.grad_initial_state, work.grad_h, SCAN_ROW, tile.row_states_of(whole.grad_initial_state, call.n));
 }
 
 // The sum of `count` rows that stand `apart` numbers behind each other, in their order.
