@@ -12,6 +12,9 @@ namespace mmm {
 
 enum Dtype : int64_t { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
 
+// The bytes of a number.
+inline int64_t size_of(int64_t dtype) { return dtype == FLOAT64 ? 8 : dtype == FLOAT32 ? 4 : 2; }
+
 // A tensor: strides in elements, zero where there are fewer axes; `data` is null where the tensor is absent.
 struct Array {
   char* data;

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <type_traits>
+#include <utility>
 
 #include "abi.h"
 #include "memory.h"

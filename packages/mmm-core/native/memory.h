@@ -35,7 +35,7 @@ class Scratch {
 inline void expect_writes(const Array& x, int64_t count) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t PAGE = 4096, LEAST = 1 << 22;
-  uintptr_t bytes = uintptr_t(count) * (x.dtype == FLOAT64 ? 8 : x.dtype == FLOAT32 ? 4 : 2);
+  uintptr_t bytes = uintptr_t(count * size_of(x.dtype));
   if (x.data == nullptr || bytes < LEAST) return;
   uintptr_t start = (reinterpret_cast<uintptr_t>(x.data) + PAGE - 1) / PAGE * PAGE;
   uintptr_t stop = (reinterpret_cast<uintptr_t>(x.data) + bytes) / PAGE * PAGE;

@@ -113,3 +113,58 @@ void write(const mmm::Array& to, const Real* from, int width, const Block& block
     default: return write_as(reinterpret_cast<Float16*>(to.data), from, width, block);
   }
 }
+
+// As `read` and `write`, for rows of WIDTH numbers that stand `apart`: what is whole and contiguous takes a few vectors.
+template <int WIDTH, class Real, class Stored>
+void read_rows_as(Real* to, int apart, const Stored* from, const Block& block) {
+  const Stored* at = from + block.offset;
+  if (block.stride == 1 && block.count == WIDTH)
+    for (int row = 0; row < block.rows; ++row, at += block.row_stride, to += apart)
+      for (int i = 0; i < WIDTH; ++i) to[i] = Real(widen(at[i]));
+  else
+    for (int row = 0; row < block.rows; ++row, at += block.row_stride, to += apart) {
+      for (int i = 0; i < block.count; ++i) to[i] = Real(widen(at[i * block.stride]));
+      for (int i = block.count; i < WIDTH; ++i) to[i] = 0;
+    }
+}
+
+template <int WIDTH, class Real, class Stored>
+void write_rows_as(Stored* to, const Real* from, int apart, const Block& block) {
+  Stored* at = to + block.offset;
+  if (block.stride == 1 && block.count == WIDTH)
+    for (int row = 0; row < block.rows; ++row, at += block.row_stride, from += apart)
+      for (int i = 0; i < WIDTH; ++i) narrow(from[i], at[i]);
+  else
+    for (int row = 0; row < block.rows; ++row, at += block.row_stride, from += apart)
+      for (int i = 0; i < block.count; ++i) narrow(from[i], at[i * block.stride]);
+}
+
+template <int WIDTH, class Real>
+void read_rows(Real* to, int apart, const mmm::Array& from, const Block& block) {
+  switch (from.dtype) {
+    case mmm::FLOAT32: return read_rows_as<WIDTH>(to, apart, reinterpret_cast<const float*>(from.data), block);
+    case mmm::FLOAT64: return read_rows_as<WIDTH>(to, apart, reinterpret_cast<const double*>(from.data), block);
+    case mmm::BFLOAT16: return read_rows_as<WIDTH>(to, apart, reinterpret_cast<const BFloat16*>(from.data), block);
+    default: return read_rows_as<WIDTH>(to, apart, reinterpret_cast<const Float16*>(from.data), block);
+  }
+}
+
+// With `streams`, past the caches where rows are whole lines of floats.
+template <int WIDTH, class Real>
+void write_rows(const mmm::Array& to, const Real* from, int apart, const Block& block, bool streams) {
+  if constexpr (sizeof(Real) == 4) {
+    float* at = reinterpret_cast<float*>(to.data) + block.offset;
+    const uintptr_t line = reinterpret_cast<uintptr_t>(at) | uintptr_t(block.row_stride) * 4;
+    if (streams && to.dtype == mmm::FLOAT32 && block.stride == 1 && block.count == WIDTH && line % 64 == 0) {
+      for (int row = 0; row < block.rows; ++row, at += block.row_stride, from += apart)
+        for (int i = 0; i < WIDTH; i += LANES<Real>) stream(at + i, vector_at(from + i));
+      return;
+    }
+  }
+  switch (to.dtype) {
+    case mmm::FLOAT32: return write_rows_as<WIDTH>(reinterpret_cast<float*>(to.data), from, apart, block);
+    case mmm::FLOAT64: return write_rows_as<WIDTH>(reinterpret_cast<double*>(to.data), from, apart, block);
+    case mmm::BFLOAT16: return write_rows_as<WIDTH>(reinterpret_cast<BFloat16*>(to.data), from, apart, block);
+    default: return write_rows_as<WIDTH>(reinterpret_cast<Float16*>(to.data), from, apart, block);
+  }
+}

@@ -1,26 +1,33 @@
 // The selective scan, forward and backward: a tile of channels of one sequence at a time, by chunks of its positions.
 //
-// Vectors run along the channels. A chunk's inputs are read into scratch once, in the arithmetic's type; the recurrence
-// then runs over blocks of the state that stay in registers. The forward keeps the state that enters each chunk; the
-// backward recomputes a chunk from it. ../src/mmm_core/scan/README.md has the maths.
+// Vectors run along the channels. A chunk is worked on strip by strip: what a strip reads is widened into scratch that
+// the first cache holds, and the recurrence then runs over blocks of the state that stay in registers. The forward
+// keeps the state that enters each chunk; the backward recomputes a chunk from it.
+// ../src/mmm_core/scan/README.md has the maths.
 
-constexpr int SCAN_CHUNK = 32;    // positions; mmm_core/scan/native.py knows it too
-constexpr int SCAN_TILE = 128;    // channels
-constexpr int SCAN_ROW = SCAN_TILE + 16;  // numbers between two rows of scratch: not a power of two, which caches hash badly
-constexpr int FORWARD_BLOCK = MMM_BYTES == 64 ? 16 : 4;  // states in registers
-constexpr int BACKWARD_BLOCK = MMM_BYTES == 64 ? 8 : 4;
+constexpr int SCAN_CHUNK = 16;  // positions; mmm_core/scan/native.py knows it too
+constexpr int SCAN_TILE = 128;  // channels
+// What is worked on at once, so that it stays in registers: states, and in the backward vectors of channels.
+constexpr int FORWARD_BLOCK = MMM_BYTES == 64 ? 16 : 4;
+constexpr int BACKWARD_BLOCK = 4;
+constexpr int BACKWARD_VECTORS = MMM_BYTES == 64 ? 2 : 1;
+constexpr int64_t STREAMED = 1 << 21;  // bytes of a gradient
+template <class Real>
+constexpr int STRIP = 2 * LANES<Real>;  // channels
+
+// What a strip has at each position. The forward uses those before GRAD_Y.
+enum Field { U, SLOPE, DELTA, INPUT, Y, Z, GRAD_Y, GRAD_INPUT, GRAD_DELTA, FIELDS };
 
 // One sequence and one tile of its channels.
 struct ScanTile {
   ScanTile(const mmm::ScanCall& call, int64_t task) {
     const mmm::Sequences& sequences = call.sequences;
-    int64_t channels = call.e / call.groups, tiles = (channels + SCAN_TILE - 1) / SCAN_TILE;
+    int64_t channels = call.e / call.groups, tiles = parts(call);
     row = task % sequences.rows;
     part = task / sequences.rows % tiles;
     group = task / sequences.rows / tiles;
     channel = group * channels + part * SCAN_TILE;
     width = int(std::min<int64_t>(SCAN_TILE, channels - part * SCAN_TILE));
-    vectors = width;
     if (sequences.bounds == nullptr) {
       batch = row, start = 0, stop = sequences.length;
       slot = row * ((sequences.length + SCAN_CHUNK - 1) / SCAN_CHUNK);
@@ -42,11 +49,11 @@ struct ScanTile {
 
   int steps(int64_t chunk) const { return int(std::min<int64_t>(SCAN_CHUNK, stop - start - chunk * SCAN_CHUNK)); }
 
-  // The chunk of a (b, l, e) tensor, in the direction of the scan.
-  Block positions(const mmm::Array& x, int64_t chunk) const {
+  // A chunk of a (b, l, e) tensor, in the direction of the scan: `count` channels from the tile's channel v on.
+  Block positions(const mmm::Array& x, int64_t chunk, int v, int count) const {
     int64_t first = chunk * SCAN_CHUNK, position = reverse ? stop - 1 - first : start + first;
-    int64_t offset = batch * x.stride[0] + position * x.stride[1] + channel * x.stride[2];
-    return {offset, reverse ? -x.stride[1] : x.stride[1], x.stride[2], steps(chunk), width};
+    int64_t offset = batch * x.stride[0] + position * x.stride[1] + (channel + v) * x.stride[2];
+    return {offset, reverse ? -x.stride[1] : x.stride[1], x.stride[2], steps(chunk), std::min(count, width - v)};
   }
 
   // The chunk of a (b, l, g, n) tensor.
@@ -67,237 +74,316 @@ struct ScanTile {
     return {row * x.stride[0] + channel * x.stride[1], x.stride[2], x.stride[1], int(n), width};
   }
 
+  // The state that enters a chunk. The checkpoints are [slot][n][e], in the arithmetic's type.
+  Block checkpoint_of(const mmm::ScanCall& call, int64_t chunk) const {
+    return {(slot + chunk) * call.n * call.e + channel, call.e, 1, int(call.n), width};
+  }
+
   int64_t row, part, group, channel, batch, start, stop, slot, chunks;
-  int width, vectors;
+  int width;
   bool reverse;
 };
 
-// The scratch of one task, in the arithmetic's type. Arrays of positions are [SCAN_CHUNK][SCAN_ROW], of states
-// [n][SCAN_ROW], of B and C [SCAN_CHUNK][n].
+// Asks for the memory that comes next, a row of a tensor or two a step, all the while the recurrence runs: more at once
+// would fill the queue to memory.
+class Ahead {
+ public:
+  void add(const mmm::Array& x, const Block& block) {
+    if (x.data == nullptr || block.stride != 1) return;
+    const int64_t size = mmm::size_of(x.dtype);
+    data[count] = x.data + block.offset * size, stride[count++] = block.row_stride * size;
+  }
+  // Every `passes`-th tensor, for one of so many passes over the positions.
+  Ahead share(int pass, int passes) const {
+    Ahead part;
+    for (int i = pass; i < count; i += passes) part.data[part.count] = data[i], part.stride[part.count++] = stride[i];
+    return part;
+  }
+  void fetch_row() {
+    for (int i = 0; i < count; data[i] += stride[i], ++i) {
+      __builtin_prefetch(data[i], 0, 2);
+      __builtin_prefetch(data[i] + 64, 0, 2);  // a strip is two lines wide at most
+    }
+  }
+
+ private:
+  const char* data[8] = {};
+  int64_t stride[8] = {};
+  int count = 0;
+};
+
+// The scratch of one task, in the arithmetic's type. A position has FIELDS rows of STRIP channels, a state one of
+// SCAN_TILE; B and C are [SCAN_CHUNK][n].
 template <class Real>
 struct ScanWork {
-  static int64_t size(int64_t n) { return 7 * POSITIONS + 2 * n * SCAN_ROW + 2 * SCAN_CHUNK * padded(n) + 2 * SCAN_ROW; }
+  static constexpr int ROW = FIELDS * STRIP<Real>;
+
+  static int64_t size(int64_t n) {
+    return SCAN_CHUNK * ROW + 2 * n * SCAN_TILE + 2 * SCAN_CHUNK * padded(n) + 2 * SCAN_TILE;
+  }
   static int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
 
-  ScanWork(Real* at, int64_t n) : n(int(n)), projected(int(padded(n))) {
-    for (Real** array : {&u, &raw, &delta, &input, &y, &z, &spare}) *array = at, at += POSITIONS;
-    for (Real** array : {&A, &h}) *array = at, at += n * SCAN_ROW;
-    for (Real** array : {&B, &C}) *array = at, at += SCAN_CHUNK * padded(n);
-    for (Real** array : {&D, &bias}) *array = at, at += SCAN_ROW;
+  ScanWork(Real* at, int64_t n) : positions(at), n(int(n)), projected(int(padded(n))) {
+    at += SCAN_CHUNK * ROW;
+    for (Real** array : {&A, &h}) *array = at, at += n * SCAN_TILE;
+    for (Real** array : {&B, &C}) *array = at, at += SCAN_CHUNK * projected;
+    for (Real** array : {&D, &bias}) *array = at, at += SCAN_TILE;
+  }
+
+  Vector<Real>& at(int t, Field field, int v) const {
+    return vector_at(positions + t * ROW + field * STRIP<Real> + v);
   }
 
   // What stays the same for all chunks: A in units of log2, D and delta's bias.
   void read_parameters(const mmm::ScanCall& call, const ScanTile& tile) {
-    read(A, SCAN_ROW, call.A, tile.states_of(call.A, n));
-    for (int i = 0; i < n * SCAN_ROW; ++i) A[i] *= Constants<Real>::LOG2E;
+    read(A, SCAN_TILE, call.A, tile.states_of(call.A, n));
+    for (int i = 0; i < n * SCAN_TILE; ++i) A[i] *= Constants<Real>::LOG2E;
     read_vector(D, call.D, tile);
     read_vector(bias, call.delta_bias, tile);
   }
 
-  // delta with its bias and softplus, and the input of the state, delta u.
-  void read_positions(const mmm::ScanCall& call, const ScanTile& tile, int64_t chunk) {
-    read(u, SCAN_ROW, call.u, tile.positions(call.u, chunk));
-    read(raw, SCAN_ROW, call.delta, tile.positions(call.delta, chunk));
+  void read_projections(const mmm::ScanCall& call, const ScanTile& tile, int64_t chunk) {
     read(B, projected, call.B, tile.projections(call.B, chunk, n));
     read(C, projected, call.C, tile.projections(call.C, chunk, n));
-    for (int t = 0; t < tile.steps(chunk); ++t)
-      for (int v = 0; v < tile.width; v += LANES<Real>) {
-        int i = t * SCAN_ROW + v;
-        Vector<Real> step = vector_at(raw + i) + vector_at(bias + v);
-        vector_at(raw + i) = step;
-        if (call.softplus) step = softplus<Real>(step);
-        vector_at(delta + i) = step;
-        vector_at(input + i) = step * vector_at(u + i);
-        vector_at(y + i) = vector_at(D + v) * vector_at(u + i);
-      }
   }
 
-  static constexpr int POSITIONS = SCAN_CHUNK * SCAN_ROW;
-  Real *u, *raw, *delta, *input, *y, *z, *spare, *A, *h, *B, *C, *D, *bias;
+  void read_field(Field field, const mmm::Array& from, const ScanTile& tile, int64_t chunk, int strip) {
+    read_rows<STRIP<Real>>(positions + field * STRIP<Real>, ROW, from, tile.positions(from, chunk, strip, STRIP<Real>));
+  }
+  void write_field(Field field, const mmm::Array& to, const ScanTile& tile, int64_t chunk, int strip) {
+    const Block block = tile.positions(to, chunk, strip, STRIP<Real>);
+    write_rows<STRIP<Real>>(to, positions + field * STRIP<Real>, ROW, block, streams);
+  }
+
+  Real *positions, *A, *h, *B, *C, *D, *bias;
   int n, projected;
+  bool streams = false;  // writes past the caches
 
  private:
   static void read_vector(Real* to, const mmm::Array& from, const ScanTile& tile) {
     if (from.data)
-      read(to, SCAN_ROW, from, tile.channels_of(from));
+      read(to, SCAN_TILE, from, tile.channels_of(from));
     else
-      std::fill(to, to + SCAN_ROW, Real(0));
+      std::fill(to, to + SCAN_TILE, Real(0));
   }
 };
 
 // N states of one vector of channels over a chunk: `state` goes from the entering to the leaving one, y is added to.
 template <int N, class Real>
-void advance(const ScanWork<Real>& work, int first, int v, int steps) {
+void advance(const ScanWork<Real>& work, int first, int strip, int v, int steps, Ahead ahead) {
   Vector<Real> state[N];
-  const Real* A = work.A + first * SCAN_ROW + v;
-  Real* h = work.h + first * SCAN_ROW + v;
-  for (int n = 0; n < N; ++n) state[n] = vector_at(h + n * SCAN_ROW);
+  const Real* A = work.A + first * SCAN_TILE + strip + v;
+  Real* h = work.h + first * SCAN_TILE + strip + v;
+  for (int n = 0; n < N; ++n) state[n] = vector_at(h + n * SCAN_TILE);
   for (int t = 0; t < steps; ++t) {
     const Real *B = work.B + t * work.projected + first, *C = work.C + t * work.projected + first;
-    const Vector<Real> delta = vector_at(work.delta + t * SCAN_ROW + v);
-    const Vector<Real> input = vector_at(work.input + t * SCAN_ROW + v);
-    Vector<Real> y = vector_at(work.y + t * SCAN_ROW + v);
+    const Vector<Real> delta = work.at(t, DELTA, v), input = work.at(t, INPUT, v);
+    Vector<Real> y = work.at(t, Y, v);
+    ahead.fetch_row();
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      state[n] = exp2<Real>(delta * vector_at(A + n * SCAN_ROW)) * state[n] + input * B[n];
+      state[n] = exp2(delta * vector_at(A + n * SCAN_TILE)) * state[n] + input * B[n];
       y += state[n] * C[n];
     }
-    vector_at(work.y + t * SCAN_ROW + v) = y;
+    work.at(t, Y, v) = y;
   }
-  for (int n = 0; n < N; ++n) vector_at(h + n * SCAN_ROW) = state[n];
+  for (int n = 0; n < N; ++n) vector_at(h + n * SCAN_TILE) = state[n];
 }
 
 template <class Real>
-void advance_all(const ScanWork<Real>& work, int width, int steps) {
-  int first = 0;
-  for (; first + FORWARD_BLOCK <= work.n; first += FORWARD_BLOCK)
-    for (int v = 0; v < width; v += LANES<Real>) advance<FORWARD_BLOCK>(work, first, v, steps);
-  for (; first + 4 <= work.n; first += 4)
-    for (int v = 0; v < width; v += LANES<Real>) advance<4>(work, first, v, steps);
-  for (; first < work.n; ++first)
-    for (int v = 0; v < width; v += LANES<Real>) advance<1>(work, first, v, steps);
+void advance_all(const ScanWork<Real>& work, int strip, int width, int steps, const Ahead& ahead) {
+  int pass = 0;
+  const int passes = STRIP<Real> / LANES<Real> * std::max(1, work.n / FORWARD_BLOCK);
+  for (int v = 0; v < width; v += LANES<Real>) {
+    int first = 0;
+    for (; first + FORWARD_BLOCK <= work.n; first += FORWARD_BLOCK)
+      advance<FORWARD_BLOCK>(work, first, strip, v, steps, ahead.share(pass++, passes));
+    for (; first + 4 <= work.n; first += 4) advance<4>(work, first, strip, v, steps, Ahead());
+    for (; first < work.n; ++first) advance<1>(work, first, strip, v, steps, Ahead());
+  }
 }
 
-// The checkpoints are [slot][n][e], in the arithmetic's type.
+// A strip of a chunk: its output written, its states led to the end of the chunk.
 template <class Real>
-Real* checkpoint(const mmm::ScanCall& call, const ScanTile& tile, int64_t chunk) {
-  return reinterpret_cast<Real*>(call.checkpoints.data) + (tile.slot + chunk) * call.n * call.e + tile.channel;
+void scan_strip(const mmm::ScanCall& call, const ScanTile& tile, int64_t chunk, int strip, ScanWork<Real>& work) {
+  const int steps = tile.steps(chunk), width = std::min(STRIP<Real>, tile.width - strip);
+  work.read_field(U, call.u, tile, chunk, strip);
+  work.read_field(DELTA, call.delta, tile, chunk, strip);
+  for (int t = 0; t < steps; ++t)
+    for (int v = 0; v < width; v += LANES<Real>) {
+      const Vector<Real> u = work.at(t, U, v);
+      Vector<Real> delta = work.at(t, DELTA, v) + vector_at(work.bias + strip + v);
+      if (call.softplus) delta = softplus<Real>(delta).value;
+      work.at(t, DELTA, v) = delta;
+      work.at(t, INPUT, v) = delta * u;
+      work.at(t, Y, v) = vector_at(work.D + strip + v) * u;
+    }
+  Ahead ahead;
+  if (chunk + 1 < tile.chunks && tile.steps(chunk + 1) == steps)
+    for (const mmm::Array* x : {&call.u, &call.delta, &call.z})
+      ahead.add(*x, tile.positions(*x, chunk + 1, strip, STRIP<Real>));
+  ahead.add(call.out, tile.positions(call.out, chunk, strip, STRIP<Real>));
+  advance_all(work, strip, width, steps, ahead);
+  if (call.z.data) {
+    work.read_field(Z, call.z, tile, chunk, strip);
+    for (int t = 0; t < steps; ++t)
+      for (int v = 0; v < width; v += LANES<Real>) {
+        const Vector<Real> z = work.at(t, Z, v);
+        work.at(t, Y, v) *= z * sigmoid<Real>(z);
+      }
+  }
+  work.write_field(Y, call.out, tile, chunk, strip);
 }
 
 template <class Real>
 void scan_tile(const mmm::ScanCall& call, const ScanTile& tile, ScanWork<Real>& work) {
   work.read_parameters(call, tile);
   if (call.initial_state.data)
-    read(work.h, SCAN_ROW, call.initial_state, tile.row_states_of(call.initial_state, call.n));
+    read(work.h, SCAN_TILE, call.initial_state, tile.row_states_of(call.initial_state, call.n));
   else
-    std::fill(work.h, work.h + call.n * SCAN_ROW, Real(0));
+    std::fill(work.h, work.h + call.n * SCAN_TILE, Real(0));
   for (int64_t chunk = 0; chunk < tile.chunks; ++chunk) {
-    if (call.checkpoints.data) {
-      Real* kept = checkpoint<Real>(call, tile, chunk);
-      for (int n = 0; n < call.n; ++n) std::copy_n(work.h + n * SCAN_ROW, tile.width, kept + n * call.e);
-    }
-    work.read_positions(call, tile, chunk);
-    advance_all(work, tile.width, tile.steps(chunk));
-    if (call.z.data) {
-      read(work.z, SCAN_ROW, call.z, tile.positions(call.z, chunk));
-      for (int t = 0; t < tile.steps(chunk); ++t)
-        for (int i = t * SCAN_ROW; i < t * SCAN_ROW + tile.width; i += LANES<Real>) {
-          Vector<Real> z = vector_at(work.z + i);
-          vector_at(work.y + i) *= z * sigmoid<Real>(z);
-        }
-    }
-    write(call.out, work.y, SCAN_ROW, tile.positions(call.out, chunk));
+    if (call.checkpoints.data)  // nobody reads them soon
+      write_rows<SCAN_TILE>(call.checkpoints, work.h, SCAN_TILE, tile.checkpoint_of(call, chunk), true);
+    work.read_projections(call, tile, chunk);
+    for (int strip = 0; strip < tile.width; strip += STRIP<Real>) scan_strip(call, tile, chunk, strip, work);
   }
-  write(call.final_state, work.h, SCAN_ROW, tile.row_states_of(call.final_state, call.n));
+  write(call.final_state, work.h, SCAN_TILE, tile.row_states_of(call.final_state, call.n));
 }
 
-// What the backward needs beside the forward's scratch. Accumulators are [SCAN_CHUNK][BACKWARD_BLOCK] vectors.
+// What the backward needs beside the forward's scratch.
 template <class Real>
 struct ScanBackwardWork : ScanWork<Real> {
-  static constexpr int HISTORY = SCAN_CHUNK * BACKWARD_BLOCK * LANES<Real>;
-  static constexpr int POSITIONS = ScanWork<Real>::POSITIONS;
+  // Of each position and each state of a block: V decays, V states before it, and the products that B's and C's
+  // gradients are sums of. One stream through the cache, where several would collide.
+  static constexpr int SLOT = (2 * BACKWARD_VECTORS + 2) * LANES<Real>;
+  static constexpr int HISTORY = SCAN_CHUNK * BACKWARD_BLOCK * SLOT;
 
   static int64_t size(int64_t n) {
-    return ScanWork<Real>::size(n) + 4 * HISTORY + BACKWARD_BLOCK * LANES<Real> + 4 * POSITIONS + 2 * n * SCAN_ROW +
-           2 * SCAN_ROW + 2 * SCAN_CHUNK * ScanWork<Real>::padded(n);
+    return ScanWork<Real>::size(n) + HISTORY + 2 * n * SCAN_TILE + 2 * SCAN_TILE +
+           2 * SCAN_CHUNK * ScanWork<Real>::padded(n);
   }
 
   ScanBackwardWork(Real* at, int64_t n) : ScanWork<Real>(at, n) {
     at += ScanWork<Real>::size(n);
-    for (Real** array : {&decay, &grad_B, &grad_C}) *array = at, at += HISTORY;
-    states = at, at += HISTORY + BACKWARD_BLOCK * LANES<Real>;
-    for (Real** array : {&grad_out, &grad_y, &grad_input, &grad_delta}) *array = at, at += POSITIONS;
-    for (Real** array : {&grad_h, &grad_A}) *array = at, at += n * SCAN_ROW;
-    for (Real** array : {&grad_D, &grad_bias}) *array = at, at += SCAN_ROW;
-    for (Real** array : {&sums_B, &sums_C}) *array = at, at += SCAN_CHUNK * ScanWork<Real>::padded(n);
+    history = at, at += HISTORY;
+    for (Real** array : {&grad_h, &grad_A}) *array = at, at += n * SCAN_TILE;
+    for (Real** array : {&grad_D, &grad_bias}) *array = at, at += SCAN_TILE;
+    for (Real** array : {&sums_B, &sums_C}) *array = at, at += SCAN_CHUNK * this->projected;
   }
 
-  Real *decay, *states, *grad_B, *grad_C;  // one block of the state, one vector of channels
-  Real *grad_out, *grad_y, *grad_input, *grad_delta, *grad_h, *grad_A, *grad_D, *grad_bias;
-  Real *sums_B, *sums_C;  // over the tile's channels, as B and C
+  Real *history, *grad_h, *grad_A, *grad_D, *grad_bias;
+  Real *sums_B, *sums_C;  // over the tile's channels: [n / N][SCAN_CHUNK][N] for blocks of N states
 };
 
-// N states of one vector of channels, forward over a chunk and back. Adds to y and to the gradients of the input, of
-// delta, A, B and C; `grad_h` goes from the gradient of the leaving state to that of the entering one. FIRST: the
-// vector is the tile's first, and the sums over channels begin with it.
-template <int N, bool FIRST, class Real>
-void retreat(const ScanBackwardWork<Real>& work, int first, int v, int steps) {
-  constexpr int W = LANES<Real>;
-  const Real* A = work.A + first * SCAN_ROW + v;
-  Real *decays = work.decay, *states = work.states, *sums_B = work.grad_B, *sums_C = work.grad_C;
+// N states of V vectors of channels, forward over a chunk and back. Adds to y and to the gradients of the input, of
+// delta, A, B and C; `grad_h` goes from the gradient of the leaving state to that of the entering one.
+template <int N, int V, class Real>
+void retreat(const ScanBackwardWork<Real>& work, int first, int strip, int v, int steps, Ahead ahead) {
+  constexpr int W = LANES<Real>, SLOT = (2 * V + 2) * W;
+  const Real* A = work.A + first * SCAN_TILE + strip + v;
+  Real* const history = work.history;
+  const int states = first * SCAN_TILE + strip + v;
   {
-    Vector<Real> state[N];
-    for (int n = 0; n < N; ++n) {
-      state[n] = vector_at(work.h + (first + n) * SCAN_ROW + v);
-      vector_at(states + n * W) = state[n];
-    }
+    Vector<Real> state[N][V];
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+      for (int k = 0; k < V; ++k) state[n][k] = vector_at(work.h + states + n * SCAN_TILE + k * W);
     for (int t = 0; t < steps; ++t) {
       const Real *B = work.B + t * work.projected + first, *C = work.C + t * work.projected + first;
-      const Vector<Real> delta = vector_at(work.delta + t * SCAN_ROW + v);
-      const Vector<Real> input = vector_at(work.input + t * SCAN_ROW + v);
-      const Vector<Real> grad_y = vector_at(work.grad_y + t * SCAN_ROW + v);
-      Vector<Real> y = vector_at(work.y + t * SCAN_ROW + v);
+      Vector<Real> delta[V], input[V], grad_y[V], y[V];
+#pragma GCC unroll 4
+      for (int k = 0; k < V; ++k) {
+        delta[k] = work.at(t, DELTA, v + k * W), input[k] = work.at(t, INPUT, v + k * W);
+        grad_y[k] = work.at(t, GRAD_Y, v + k * W), y[k] = work.at(t, Y, v + k * W);
+      }
+      ahead.fetch_row();
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) {
-        const Vector<Real> decay = exp2<Real>(delta * vector_at(A + n * SCAN_ROW));
-        state[n] = decay * state[n] + input * B[n];
-        y += state[n] * C[n];
-        vector_at(decays + (t * N + n) * W) = decay;
-        vector_at(states + ((t + 1) * N + n) * W) = state[n];
-        Vector<Real>& sum_C = vector_at(sums_C + (t * N + n) * W);
-        sum_C = FIRST ? grad_y * state[n] : sum_C + grad_y * state[n];
+        Real* slot = history + (t * N + n) * SLOT;
+        Vector<Real> sum = {};
+#pragma GCC unroll 4
+        for (int k = 0; k < V; ++k) {
+          const Vector<Real> decay = exp2(delta[k] * vector_at(A + n * SCAN_TILE + k * W));
+          vector_at(slot + k * W) = decay;
+          vector_at(slot + (V + k) * W) = state[n][k];
+          state[n][k] = decay * state[n][k] + input[k] * B[n];
+          y[k] += state[n][k] * C[n];
+          sum = k == 0 ? grad_y[k] * state[n][k] : sum + grad_y[k] * state[n][k];
+        }
+        vector_at(slot + 2 * V * W) = sum;
       }
-      vector_at(work.y + t * SCAN_ROW + v) = y;
+#pragma GCC unroll 4
+      for (int k = 0; k < V; ++k) work.at(t, Y, v + k * W) = y[k];
     }
   }
-  Vector<Real> grad[N], grad_A[N];
-  for (int n = 0; n < N; ++n) {
-    grad[n] = vector_at(work.grad_h + (first + n) * SCAN_ROW + v);
-    grad_A[n] = vector_at(work.grad_A + (first + n) * SCAN_ROW + v);
-  }
+  Vector<Real> grad[N][V], grad_A[N][V];
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) {
+      grad[n][k] = vector_at(work.grad_h + states + n * SCAN_TILE + k * W);
+      grad_A[n][k] = vector_at(work.grad_A + states + n * SCAN_TILE + k * W);
+    }
   for (int t = steps - 1; t >= 0; --t) {
     const Real *B = work.B + t * work.projected + first, *C = work.C + t * work.projected + first;
-    const Vector<Real> delta = vector_at(work.delta + t * SCAN_ROW + v);
-    const Vector<Real> input = vector_at(work.input + t * SCAN_ROW + v);
-    const Vector<Real> grad_y = vector_at(work.grad_y + t * SCAN_ROW + v);
-    Vector<Real> grad_input = vector_at(work.grad_input + t * SCAN_ROW + v);
-    Vector<Real> grad_delta = vector_at(work.grad_delta + t * SCAN_ROW + v);
+    Vector<Real> delta[V], input[V], grad_y[V], grad_input[V], grad_delta[V];
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) {
+      delta[k] = work.at(t, DELTA, v + k * W), input[k] = work.at(t, INPUT, v + k * W);
+      grad_y[k] = work.at(t, GRAD_Y, v + k * W);
+      grad_input[k] = work.at(t, GRAD_INPUT, v + k * W), grad_delta[k] = work.at(t, GRAD_DELTA, v + k * W);
+    }
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      grad[n] += grad_y * C[n];
-      Vector<Real>& sum_B = vector_at(sums_B + (t * N + n) * W);
-      sum_B = FIRST ? grad[n] * input : sum_B + grad[n] * input;
-      grad_input += grad[n] * B[n];
-      grad[n] *= vector_at(decays + (t * N + n) * W);
-      const Vector<Real> exponent = grad[n] * vector_at(states + (t * N + n) * W);
-      grad_A[n] += exponent * delta;
-      grad_delta += exponent * vector_at(A + n * SCAN_ROW);
+      Real* slot = history + (t * N + n) * SLOT;
+      Vector<Real> sum = {};
+#pragma GCC unroll 4
+      for (int k = 0; k < V; ++k) {
+        grad[n][k] += grad_y[k] * C[n];
+        sum = k == 0 ? grad[n][k] * input[k] : sum + grad[n][k] * input[k];
+        grad_input[k] += grad[n][k] * B[n];
+        grad[n][k] *= vector_at(slot + k * W);
+        const Vector<Real> exponent = grad[n][k] * vector_at(slot + (V + k) * W);
+        grad_A[n][k] += exponent * delta[k];
+        grad_delta[k] += exponent * vector_at(A + n * SCAN_TILE + k * W);
+      }
+      vector_at(slot + (2 * V + 1) * W) = sum;
     }
-    vector_at(work.grad_input + t * SCAN_ROW + v) = grad_input;
-    vector_at(work.grad_delta + t * SCAN_ROW + v) = grad_delta;
-  }
-  for (int n = 0; n < N; ++n) {
-    vector_at(work.grad_h + (first + n) * SCAN_ROW + v) = grad[n];
-    vector_at(work.grad_A + (first + n) * SCAN_ROW + v) = grad_A[n];
-  }
-}
-
-template <int N, class Real>
-void retreat_block(const ScanBackwardWork<Real>& work, int first, int width, int steps) {
-  retreat<N, true>(work, first, 0, steps);
-  for (int v = LANES<Real>; v < width; v += LANES<Real>) retreat<N, false>(work, first, v, steps);
-  for (int t = 0; t < steps; ++t)
-    for (int n = 0; n < N; ++n) {
-      work.sums_B[t * work.projected + first + n] = sum(vector_at(work.grad_B + (t * N + n) * LANES<Real>));
-      work.sums_C[t * work.projected + first + n] = sum(vector_at(work.grad_C + (t * N + n) * LANES<Real>));
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) {
+      work.at(t, GRAD_INPUT, v + k * W) = grad_input[k];
+      work.at(t, GRAD_DELTA, v + k * W) = grad_delta[k];
     }
+  }
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) {
+      vector_at(work.grad_h + states + n * SCAN_TILE + k * W) = grad[n][k];
+      vector_at(work.grad_A + states + n * SCAN_TILE + k * W) = grad_A[n][k];
+    }
+  // The sums over the channels: W positions and states at a time.
+  Real *sums_C = work.sums_C + first * SCAN_CHUNK, *sums_B = work.sums_B + first * SCAN_CHUNK;
+  for (int i = 0; i < steps * N; i += W) {
+    const Real* slot = history + i * SLOT + 2 * V * W;
+    vector_at(sums_C + i) += sums<W, SLOT>(slot);
+    vector_at(sums_B + i) += sums<W, SLOT>(slot + W);
+  }
 }
 
 template <class Real>
-void retreat_all(const ScanBackwardWork<Real>& work, int width, int steps) {
-  int first = 0;
-  for (; first + BACKWARD_BLOCK <= work.n; first += BACKWARD_BLOCK) retreat_block<BACKWARD_BLOCK>(work, first, width, steps);
-  for (; first < work.n; ++first) retreat_block<1>(work, first, width, steps);
+void retreat_all(const ScanBackwardWork<Real>& work, int strip, int width, int steps, const Ahead& ahead) {
+  constexpr int N = BACKWARD_BLOCK, V = BACKWARD_VECTORS;
+  int pass = 0;
+  const int passes = STRIP<Real> / LANES<Real> / V * std::max(1, work.n / N);
+  for (int v = 0; v < width; v += V * LANES<Real>) {
+    int first = 0;
+    for (; first + N <= work.n; first += N)
+      retreat<N, V>(work, first, strip, v, steps, ahead.share(pass++, passes));
+    for (; first < work.n; ++first) retreat<1, V>(work, first, strip, v, steps, Ahead());
+  }
 }
 
 // Sums that several tasks have a part in: each writes its own, then they are added in order, whatever thread made them.
@@ -333,71 +419,117 @@ struct ScanParts {
   Real *sequences, *B, *C;
 };
 
+// A strip of a chunk, whose states enter in `h` and whose leaving states' gradients stand in `grad_h`.
+template <class Real>
+void scan_strip_backward(const mmm::ScanBackwardCall& whole, const ScanTile& tile, int64_t chunk, int strip,
+                         ScanBackwardWork<Real>& work) {
+  const mmm::ScanCall& call = whole.forward;
+  constexpr int TOGETHER = BACKWARD_VECTORS * LANES<Real>;  // the recurrence takes whole ones; zeros fill the last
+  const int steps = tile.steps(chunk);
+  const int width = (std::min(STRIP<Real>, tile.width - strip) + TOGETHER - 1) / TOGETHER * TOGETHER;
+  work.read_field(U, call.u, tile, chunk, strip);
+  work.read_field(DELTA, call.delta, tile, chunk, strip);
+  work.read_field(GRAD_Y, whole.grad_out, tile, chunk, strip);
+  if (call.z.data) work.read_field(Z, call.z, tile, chunk, strip);
+  for (int v = 0; v < width; v += LANES<Real>) {
+    const Vector<Real> D = vector_at(work.D + strip + v), bias = vector_at(work.bias + strip + v);
+    Vector<Real> grad_D = vector_at(work.grad_D + strip + v);
+    for (int t = 0; t < steps; ++t) {
+      const Vector<Real> u = work.at(t, U, v);
+      Vector<Real> delta = work.at(t, DELTA, v) + bias, grad_y = work.at(t, GRAD_Y, v);
+      if (call.softplus) {
+        const Softplus<Real> step = softplus<Real>(delta);
+        delta = step.value, work.at(t, SLOPE, v) = step.slope;
+      }
+      if (call.z.data) {
+        const Vector<Real> z = work.at(t, Z, v), gate = sigmoid<Real>(z);
+        work.at(t, Z, v) = grad_y * gate * (Real(1) + z * (Real(1) - gate));  // to be multiplied by y
+        grad_y *= z * gate;
+      }
+      grad_D += grad_y * u;
+      work.at(t, DELTA, v) = delta;
+      work.at(t, INPUT, v) = delta * u;
+      work.at(t, Y, v) = D * u;
+      work.at(t, GRAD_Y, v) = grad_y;
+      work.at(t, GRAD_INPUT, v) = work.at(t, GRAD_DELTA, v) = Vector<Real>{};
+    }
+    vector_at(work.grad_D + strip + v) = grad_D;
+  }
+  Ahead ahead;
+  if (chunk > 0) {
+    for (const mmm::Array* x : {&call.u, &call.delta, &call.z, &whole.grad_out})
+      ahead.add(*x, tile.positions(*x, chunk - 1, strip, STRIP<Real>));
+    Block entering = tile.checkpoint_of(call, chunk - 1);
+    entering.offset += strip;
+    ahead.add(call.checkpoints, entering);
+  }
+  if (!work.streams)
+    for (const mmm::Array* x : {&whole.grad_u, &whole.grad_delta, &whole.grad_z})
+      ahead.add(*x, tile.positions(*x, chunk, strip, STRIP<Real>));
+  retreat_all(work, strip, width, steps, ahead);
+  for (int v = 0; v < width; v += LANES<Real>) {
+    const Vector<Real> D = vector_at(work.D + strip + v);
+    Vector<Real> grad_bias = vector_at(work.grad_bias + strip + v);
+    for (int t = 0; t < steps; ++t) {
+      const Vector<Real> grad_input = work.at(t, GRAD_INPUT, v);
+      Vector<Real> grad_delta = work.at(t, GRAD_DELTA, v) * Constants<Real>::LN2 + grad_input * work.at(t, U, v);
+      if (call.softplus) grad_delta *= work.at(t, SLOPE, v);
+      grad_bias += grad_delta;
+      work.at(t, GRAD_DELTA, v) = grad_delta;
+      work.at(t, GRAD_INPUT, v) = grad_input * work.at(t, DELTA, v) + work.at(t, GRAD_Y, v) * D;
+      work.at(t, Z, v) *= work.at(t, Y, v);
+    }
+    vector_at(work.grad_bias + strip + v) = grad_bias;
+  }
+  work.write_field(GRAD_INPUT, whole.grad_u, tile, chunk, strip);
+  work.write_field(GRAD_DELTA, whole.grad_delta, tile, chunk, strip);
+  if (call.z.data) work.write_field(Z, whole.grad_z, tile, chunk, strip);
+}
+
+// Writes the tile's sums over its channels, which stand block by block, into its part.
+template <int N, class Real>
+void write_block(Real* to, const Real* sums, const Block& block) {
+  for (int t = 0; t < block.rows; ++t, to += block.row_stride) std::copy_n(sums + t * N, N, to);
+}
+
+template <class Real>
+void write_sums(const mmm::Array& part, const Real* sums, const ScanTile& tile, int64_t chunk, int n) {
+  const Block block = tile.projections(part, chunk, n);
+  Real* to = reinterpret_cast<Real*>(part.data) + block.offset;
+  int first = 0;
+  for (; first + BACKWARD_BLOCK <= n; first += BACKWARD_BLOCK)
+    write_block<BACKWARD_BLOCK>(to + first, sums + first * SCAN_CHUNK, block);
+  for (; first < n; ++first) write_block<1>(to + first, sums + first * SCAN_CHUNK, block);
+}
+
 template <class Real>
 void scan_tile_backward(const mmm::ScanBackwardCall& whole, const ScanTile& tile, ScanBackwardWork<Real>& work,
                         const ScanParts<Real>& parts) {
   const mmm::ScanCall& call = whole.forward;
   work.read_parameters(call, tile);
   if (whole.grad_final_state.data)
-    read(work.grad_h, SCAN_ROW, whole.grad_final_state, tile.row_states_of(whole.grad_final_state, call.n));
+    read(work.grad_h, SCAN_TILE, whole.grad_final_state, tile.row_states_of(whole.grad_final_state, call.n));
   else
-    std::fill(work.grad_h, work.grad_h + call.n * SCAN_ROW, Real(0));
-  std::fill(work.grad_A, work.grad_A + call.n * SCAN_ROW, Real(0));
+    std::fill(work.grad_h, work.grad_h + call.n * SCAN_TILE, Real(0));
+  std::fill(work.grad_A, work.grad_A + call.n * SCAN_TILE, Real(0));
   std::fill(work.grad_D, work.grad_D + SCAN_TILE, Real(0));
   std::fill(work.grad_bias, work.grad_bias + SCAN_TILE, Real(0));
   const mmm::Array parts_B = parts.of_tile(parts.B, tile.part), parts_C = parts.of_tile(parts.C, tile.part);
   for (int64_t chunk = tile.chunks - 1; chunk >= 0; --chunk) {
-    const int steps = tile.steps(chunk);
-    const Real* kept = checkpoint<Real>(call, tile, chunk);
-    for (int n = 0; n < call.n; ++n) {
-      std::copy_n(kept + n * call.e, tile.width, work.h + n * SCAN_ROW);
-      std::fill(work.h + n * SCAN_ROW + tile.width, work.h + (n + 1) * SCAN_ROW, Real(0));
-    }
-    work.read_positions(call, tile, chunk);
-    read(work.grad_out, SCAN_ROW, whole.grad_out, tile.positions(whole.grad_out, chunk));
-    if (call.z.data) read(work.z, SCAN_ROW, call.z, tile.positions(call.z, chunk));
-    for (int t = 0; t < steps; ++t)
-      for (int v = 0; v < tile.width; v += LANES<Real>) {
-        int i = t * SCAN_ROW + v;
-        Vector<Real> grad_y = vector_at(work.grad_out + i);
-        if (call.z.data) {
-          Vector<Real> z = vector_at(work.z + i), gate = sigmoid<Real>(z);
-          grad_y *= z * gate;
-          vector_at(work.z + i) = gate * (Real(1) + z * (Real(1) - gate));  // silu's derivative
-        }
-        vector_at(work.grad_y + i) = grad_y;
-        vector_at(work.grad_D + v) += grad_y * vector_at(work.u + i);
-        vector_at(work.grad_input + i) = vector_at(work.grad_delta + i) = Vector<Real>{};
-      }
-    retreat_all(work, tile.width, steps);
-    for (int t = 0; t < steps; ++t)
-      for (int v = 0; v < tile.width; v += LANES<Real>) {
-        int i = t * SCAN_ROW + v;
-        Vector<Real> grad_input = vector_at(work.grad_input + i);
-        Vector<Real> grad_delta =
-            vector_at(work.grad_delta + i) * Constants<Real>::LN2 + grad_input * vector_at(work.u + i);
-        if (call.softplus) {
-          Vector<Real> raw = vector_at(work.raw + i);
-          grad_delta = raw > 20 ? grad_delta : grad_delta * sigmoid<Real>(raw);
-        }
-        vector_at(work.grad_delta + i) = grad_delta;
-        vector_at(work.grad_bias + v) += grad_delta;
-        vector_at(work.grad_input + i) =
-            grad_input * vector_at(work.delta + i) + vector_at(work.grad_y + i) * vector_at(work.D + v);
-        vector_at(work.z + i) *= vector_at(work.grad_out + i) * vector_at(work.y + i);
-      }
-    write(whole.grad_u, work.grad_input, SCAN_ROW, tile.positions(whole.grad_u, chunk));
-    write(whole.grad_delta, work.grad_delta, SCAN_ROW, tile.positions(whole.grad_delta, chunk));
-    if (call.z.data) write(whole.grad_z, work.z, SCAN_ROW, tile.positions(whole.grad_z, chunk));
-    write(parts_B, work.sums_B, work.projected, tile.projections(parts_B, chunk, call.n));
-    write(parts_C, work.sums_C, work.projected, tile.projections(parts_C, chunk, call.n));
+    read_rows<SCAN_TILE>(work.h, SCAN_TILE, call.checkpoints, tile.checkpoint_of(call, chunk));
+    work.read_projections(call, tile, chunk);
+    for (Real* sums : {work.sums_B, work.sums_C}) std::fill(sums, sums + SCAN_CHUNK * work.projected, Real(0));
+    for (int strip = 0; strip < tile.width; strip += STRIP<Real>)
+      scan_strip_backward(whole, tile, chunk, strip, work);
+    write_sums(parts_B, work.sums_B, tile, chunk, int(call.n));
+    write_sums(parts_C, work.sums_C, tile, chunk, int(call.n));
   }
   for (int n = 0; n < call.n; ++n)
-    std::copy_n(work.grad_A + n * SCAN_ROW, tile.width, parts.of_sequence(tile.row, n, tile.channel));
+    std::copy_n(work.grad_A + n * SCAN_TILE, tile.width, parts.of_sequence(tile.row, n, tile.channel));
   std::copy_n(work.grad_D, tile.width, parts.of_sequence(tile.row, call.n, tile.channel));
   std::copy_n(work.grad_bias, tile.width, parts.of_sequence(tile.row, call.n + 1, tile.channel));
   if (whole.grad_initial_state.data)
-    write(whole.grad_initial_state, work.grad_h, SCAN_ROW, tile.row_states_of(whole.grad_initial_state, call.n));
+    write(whole.grad_initial_state, work.grad_h, SCAN_TILE, tile.row_states_of(whole.grad_initial_state, call.n));
 }
 
 // The sum of `count` rows that stand `apart` numbers behind each other, in their order.
@@ -465,6 +597,7 @@ int scan_as(const mmm::ScanCall& call) {
     if (!scratch.data()) return 1;
     ScanWork<Real> work(scratch.data(), call.n);
     for (int64_t task = begin; task < end; ++task) scan_tile(call, ScanTile(call, task), work);
+    if (call.checkpoints.data) finish_streams();
     return 0;
   });
 }
@@ -479,11 +612,15 @@ int scan_backward_as(const mmm::ScanBackwardCall& whole) {
   const ScanParts<Real> parts(shared.data(), call);
   for (const mmm::Array* grad : {&whole.grad_u, &whole.grad_delta, &whole.grad_z})
     mmm::expect_writes(*grad, parts.positions(call) * call.e);
+  // Three gradients of this size push each other out of the caches; written past them, their lines need no reading.
+  const bool streams = parts.positions(call) * call.e * mmm::size_of(whole.grad_u.dtype) >= STREAMED;
   int failed = mmm::for_each_piece(ScanTile::tasks(call), 3 * ScanTile::cost(call), [&](int64_t begin, int64_t end) {
     mmm::Scratch<Real> scratch(ScanBackwardWork<Real>::size(call.n));
     if (!scratch.data()) return 1;
     ScanBackwardWork<Real> work(scratch.data(), call.n);
+    work.streams = streams;
     for (int64_t task = begin; task < end; ++task) scan_tile_backward(whole, ScanTile(call, task), work, parts);
+    if (streams) finish_streams();
     return 0;
   });
   return failed || add_up_tiles(whole, parts) || add_up_sequences(whole, parts);
@@ -505,7 +642,7 @@ double exponentials(int64_t count) {
       __asm__ volatile("" ::: "memory");
       for (int i = 0; i < 1024; i += 4 * LANES<float>)
 #pragma GCC unroll 4
-        for (int k = 0; k < 4; ++k) total[k] += exp2<float>(vector_at(exponents + i + k * LANES<float>));
+        for (int k = 0; k < 4; ++k) total[k] += exp2(vector_at(exponents + i + k * LANES<float>));
     }
     whole += int64_t(sum(total[0] + total[1] + total[2] + total[3]));
     return 0;

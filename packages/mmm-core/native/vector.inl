@@ -57,3 +57,40 @@ inline auto sum(V x) {
     for (int i = 0; i < width; ++i) total[i] += total[i + width];
   return total[0];
 }
+
+// Of the lanes of a and b in groups of 2 H: the first H of each group, or with OFFSET = H the others.
+template <int H, int OFFSET, class V, int... I>
+inline V halves(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / H * 2 * H + I % H + OFFSET)...);
+}
+
+// COUNT vectors that stand APART numbers behind each other, each summed over its lanes: the sums are the lanes of the
+// result, each as often as there is room. A tree of pairs, all of whose shuffles are one instruction.
+template <int COUNT, int APART, class Real>
+inline Vector<Real> sums(const Real* at) {
+  if constexpr (COUNT == 1) {
+    return vector_at(at);
+  } else {
+    constexpr int H = LANES<Real> / COUNT;
+    using Lanes = std::make_integer_sequence<int, LANES<Real>>;
+    const auto a = sums<COUNT / 2, APART>(at), b = sums<COUNT / 2, APART>(at + COUNT / 2 * APART);
+    return halves<H, 0>(a, b, Lanes{}) + halves<H, H>(a, b, Lanes{});
+  }
+}
+
+// Writes a vector past the caches, where the instruction set can; `finish_streams` before other threads read it.
+inline void stream(float* aligned, Vector<float> x) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(aligned, reinterpret_cast<__m512>(x));
+#elif defined(__AVX2__)
+  _mm256_stream_ps(aligned, reinterpret_cast<__m256>(x));
+#else
+  vector_at(aligned) = x;
+#endif
+}
+
+inline void finish_streams() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}

@@ -16,7 +16,7 @@ from mmm_core.sequences import whole_bounds
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNK = 32  # positions between two checkpoints; native/scan.inl knows it too
+CHUNK = 16  # positions between two checkpoints; native/scan.inl knows it too
 
 
 def checkpoint_shape(p: Problem) -> tuple[int, ...]:
