@@ -92,8 +92,7 @@ inline V exp2(V x) {
   using Real = std::decay_t<decltype(x[0])>;
   using K = Constants<Real>;
   using Whole = typename VectorOf<Real>::Whole;
-  x = x < K::LEAST ? all(K::LEAST) : x;
-  x = x > K::MOST ? all(K::MOST) : x;
+  x = clamped(x, K::LEAST, K::MOST);
   const V rounded = x + K::ROUND;
   const V rest = x - (rounded - K::ROUND);
   const V scale = reinterpret_cast<V>(reinterpret_cast<Whole>(rounded) << K::MANTISSA);

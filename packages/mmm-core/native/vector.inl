@@ -3,7 +3,7 @@
 // They are GNU vector types, which GCC and Clang turn into the instructions of whatever set the file is compiled for.
 // Intrinsics stand here alone, where one instruction does what takes several otherwise.
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -56,6 +56,25 @@ inline auto sum(V x) {
   for (int width = sizeof(V) / sizeof(Real) / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) total[i] += total[i + width];
   return total[0];
+}
+
+// x, no less than `low` and no more than `high`; NaN stays NaN, as the instructions return their second operand then.
+template <class V, class Real>
+inline V clamped(V x, Real low, Real high) {
+  const V lows = V{} + low, highs = V{} + high;
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32 && sizeof(Real) == 4)
+    return reinterpret_cast<V>(_mm256_min_ps(__m256(highs), _mm256_max_ps(__m256(lows), __m256(x))));
+  else if constexpr (sizeof(V) == 32)
+    return reinterpret_cast<V>(_mm256_min_pd(__m256d(highs), _mm256_max_pd(__m256d(lows), __m256d(x))));
+#elif defined(__x86_64__)
+  if constexpr (sizeof(V) == 16 && sizeof(Real) == 4)
+    return reinterpret_cast<V>(_mm_min_ps(__m128(highs), _mm_max_ps(__m128(lows), __m128(x))));
+  else if constexpr (sizeof(V) == 16)
+    return reinterpret_cast<V>(_mm_min_pd(__m128d(highs), _mm_max_pd(__m128d(lows), __m128d(x))));
+#endif
+  x = x < lows ? lows : x;
+  return x > highs ? highs : x;
 }
 
 // Of the lanes of a and b in groups of 2 H: the first H of each group, or with OFFSET = H the others.
