@@ -86,6 +86,11 @@ def print_at_least(question: str, value: float, limit: float) -> None:
     _print_verdict(question, value, f">= {limit:g}", value >= limit)
 
 
+def print_between(question: str, value: float, low: float, high: float) -> None:
+    """A figure, the range that is asked of it, and whether it is in it."""
+    _print_verdict(question, value, f"{low:g}-{high:g}", low <= value <= high)
+
+
 def _print_verdict(question: str, value: float, limit: str, holds: bool) -> None:
     print(f"  > {question:<48}{value:>12.2f}{limit:>10}   {'holds' if holds else 'MISSED'}")
 
