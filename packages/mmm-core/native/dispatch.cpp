@@ -71,6 +71,9 @@ MMM_EXPORT int mmm_core_use(const char* isa) {
   return 1;
 }
 
+// The instruction set in use, as the kernels themselves have it.
+MMM_EXPORT const char* mmm_core_isa(void) { return mmm::chosen->isa; }
+
 // The thread pool to run on, torch's `torch_parallel_for`; null for none.
 MMM_EXPORT void mmm_core_set_parallel_for(mmm::ParallelFor parallel_for) { mmm::parallel_for = parallel_for; }
 

@@ -1,7 +1,8 @@
 """Which implementation runs a call, and why the others cannot.
 
 The backends stand in `NAMES`, fastest first. `choose` takes the first that can run a call; a backend that is forced,
-by argument or by the environment variable `MMM_CORE_BACKEND`, runs or raises, and nothing falls back silently.
+by argument or by the environment variable `MMM_CORE_BACKEND`, runs or raises, and nothing falls back silently. The
+same holds of an instruction set that `MMM_CORE_ISA` forces.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class Explanation(tuple[Verdict, ...]):
 
     @property
     def chosen(self) -> str:
-        """The backend that a call gets: that of `MMM_CORE_BACKEND` where it is set, else the first that can run."""
-        return _forced() or next(verdict.backend for verdict in self if verdict.reason is None)
+        """The backend that a call gets, or asks for: that of the environment, else the first that can run."""
+        asked = self._asked()
+        return asked[0] if asked else next(verdict.backend for verdict in self if verdict.reason is None)
 
     def __str__(self) -> str:
         width = max(len(name) for name in NAMES)
@@ -45,11 +47,18 @@ class Explanation(tuple[Verdict, ...]):
     def _status(self, verdict: Verdict) -> str:
         status = "can run" if verdict.reason is None else f"cannot run: {verdict.reason}"
         if verdict.backend == self.chosen:
-            status = f"{status}, asked for by {VARIABLE}" if _forced() else "chosen"
+            asked = self._asked()
+            status = f"{status}, asked for by {asked[1]}" if asked else "chosen"
         if verdict.backend == "native" and verdict.reason is None:
-            threads = "torch's threads" if native_library.THREADED else "one thread: this torch lends no pool"
-            status += f" ({native_library.ISA}, {threads})"
+            status += f" ({native_library.ISA}, {native_library.THREADS})"
         return status
+
+    def _asked(self) -> tuple[str, str] | None:
+        """The backend that the environment asks for, and the variable that does."""
+        if forced := _forced():
+            return forced, VARIABLE
+        wrong_isa = native_library.wrong_isa() is not None and Verdict("native", native_library.WHY_NOT) in self
+        return ("native", native_library.VARIABLE) if wrong_isa else None
 
 
 def why_not(backend: str, name: str, device: torch.device) -> str | None:
@@ -72,6 +81,7 @@ def explain(u: Tensor | None = None) -> Explanation:
     Returns:
         One verdict a backend, fastest first. `print(explain())` shows a table.
     """
+    _follow_environment()
     device = torch.device("cpu") if u is None else u.device
     return Explanation(Verdict(backend, why_not(backend, "u", device)) for backend in NAMES)
 
@@ -93,9 +103,11 @@ def choose(where: str, forced: str | None, name: str, device: torch.device) -> s
     asked_by = "backend"
     if forced is None:
         forced, asked_by = _forced(), VARIABLE
+    _follow_environment()
     if forced is None:
-        if native_library.WRONG_ISA is not None and device.type == "cpu":
-            raise BackendUnavailable(f"{where}: {native_library.WRONG_ISA}. Unset it, or set it to one of these.")
+        wrong_isa = native_library.wrong_isa()
+        if wrong_isa is not None and device.type == "cpu":
+            raise BackendUnavailable(f"{where}: {wrong_isa}")
         return next(backend for backend in NAMES if why_not(backend, name, device) is None)
     if forced not in NAMES:
         raise ValueError(f"{where}: {asked_by} must be one of {', '.join(NAMES)}, got {forced!r}.")
@@ -108,6 +120,12 @@ def choose(where: str, forced: str | None, name: str, device: torch.device) -> s
 
 def _with_isa(backend: str) -> str:
     return f"native ({native_library.ISA})" if backend == "native" else backend
+
+
+def _follow_environment() -> None:
+    """`MMM_CORE_ISA` counts as it stands now, as `MMM_CORE_BACKEND` does."""
+    if (os.environ.get(native_library.VARIABLE) or None) != native_library.FORCED:
+        native_library.follow_environment()
 
 
 def _forced() -> str | None:

@@ -12,7 +12,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 from struct import pack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -45,6 +45,7 @@ def _load() -> ctypes.CDLL | str:
     if abi != ABI:
         return f"{NAME} has ABI {abi}, this mmm_core needs {ABI}; reinstall mmm-core"
     library.mmm_core_available.restype = ctypes.c_char_p
+    library.mmm_core_isa.restype = ctypes.c_char_p
     library.mmm_core_exponentials.argtypes = [ctypes.c_int64]
     library.mmm_core_exponentials.restype = ctypes.c_double
     library.mmm_core_set_parallel_for.argtypes = [ctypes.c_void_p]
@@ -64,43 +65,73 @@ def _torch_parallel_for() -> int | None:
 
 def _available(library: ctypes.CDLL) -> tuple[str, ...]:
     """The instruction sets that the library holds and this CPU has, widest first."""
-    names = []
+    names: list[str] = []
     while name := library.mmm_core_available(len(names)):
         names.append(name.decode())
     return tuple(names)
 
 
-def _use(library: ctypes.CDLL, forced: str | None) -> tuple[str, str | None]:
-    """The instruction set in use, and why the forced one cannot be."""
-    available = _available(library)
-    isa = forced or available[0]
-    if library.mmm_core_use(isa.encode()) != 0:
-        return available[0], f"{VARIABLE} is {isa!r}, and this CPU has {', '.join(available)}"
-    return isa, None
-
-
-LIBRARY: ctypes.CDLL | None
-"""The library, found at import, since torch.compile cannot look into files."""
-ISA: str | None
-"""The instruction set in use."""
-WHY_NOT: str | None
-"""Why the native kernels cannot run; None where they can."""
-WRONG_ISA: str | None
-"""Why the instruction set that the environment forces cannot be used; None where it can, or none is forced."""
-THREADED: bool
-"""Whether the kernels run on torch's threads."""
-
 _loaded = _load()
-if isinstance(_loaded, str):
-    LIBRARY, ISA, WHY_NOT, THREADED = None, None, _loaded, False
-    WRONG_ISA = f"{VARIABLE} is set, but {_loaded}" if os.environ.get(VARIABLE) else None
-else:
-    LIBRARY = _loaded
-    ISA, WRONG_ISA = _use(_loaded, os.environ.get(VARIABLE))
-    WHY_NOT = WRONG_ISA
-    _address = _torch_parallel_for()
-    THREADED = _address is not None
-    _loaded.mmm_core_set_parallel_for(_address)
+LIBRARY: Any = None if isinstance(_loaded, str) else _loaded
+"""The library, found at import, since torch.compile cannot look into files; None where there is none."""
+MISSING: str | None = _loaded if isinstance(_loaded, str) else None
+"""Why there is no library; None where there is one."""
+AVAILABLE: tuple[str, ...] = () if LIBRARY is None else _available(LIBRARY)
+"""The instruction sets that can be used here, widest first."""
+FORCED: str | None = None
+"""The instruction set that `MMM_CORE_ISA` forced when it was last looked at."""
+ISA: str | None = None
+"""The instruction set in use, as the library names it."""
+WHY_NOT: str | None = MISSING
+"""Why the native kernels cannot run; None where they can."""
+THREADS = "no thread"
+"""What the kernels run on."""
+
+
+def follow_environment() -> None:
+    """Use the instruction set that `MMM_CORE_ISA` names, or the widest where it names none."""
+    global FORCED, ISA, WHY_NOT
+    FORCED = os.environ.get(VARIABLE) or None
+    if LIBRARY is None:
+        return
+    wanted = FORCED or AVAILABLE[0]
+    WHY_NOT = None
+    if LIBRARY.mmm_core_use(wanted.encode()) != 0:
+        LIBRARY.mmm_core_use(AVAILABLE[0].encode())
+        WHY_NOT = f"{VARIABLE} is {FORCED!r}, and this CPU has {', '.join(AVAILABLE)}"
+    ISA = LIBRARY.mmm_core_isa().decode()
+
+
+def wrong_isa() -> str | None:
+    """Why the instruction set that the environment forces cannot be used, and what to do; None where it can."""
+    if FORCED is None or WHY_NOT is None:
+        return None
+    if MISSING is None:
+        return f"{WHY_NOT}. Unset it, or set it to one of these."
+    return f"{VARIABLE} is {FORCED!r}, and {MISSING}. Or unset it."
+
+
+def _lend_threads() -> None:
+    """Hand torch's thread pool to the library."""
+    global THREADS
+    if LIBRARY is not None:
+        address = _torch_parallel_for()
+        THREADS = "one thread: this torch lends no pool" if address is None else "torch's threads"
+        LIBRARY.mmm_core_set_parallel_for(address)
+
+
+def _take_threads_back() -> None:
+    """In a forked child: its parent's threads are not there, and GNU OpenMP would wait for them for ever."""
+    global THREADS
+    if LIBRARY is not None:
+        THREADS = "one thread: this process was forked"
+        LIBRARY.mmm_core_set_parallel_for(None)
+
+
+follow_environment()
+_lend_threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_take_threads_back)
 
 
 def array(x: Tensor | None) -> tuple[int, ...]:
