@@ -1,6 +1,5 @@
-"""Which backend runs a call, what is said of the others, and the native library's own part."""
+"""Which backend runs a call, and what is said of the others."""
 
-import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,21 +14,29 @@ from mmm_core.testing import ConvCase, ScanCase
 ORDER = ["triton", "mamba_ssm", "native", "chunked", "reference"]
 
 
+def native_name() -> str:
+    """What the errors call the native backend here."""
+    return f"native ({native_library.ISA})"
+
+
 def test_explain_gives_a_verdict_on_every_backend_in_order():
     explanation = mmm_core.explain(torch.zeros(1))
     assert [verdict.backend for verdict in explanation] == ORDER
-    assert explanation.chosen == "chunked"
+    assert explanation.chosen == "native"
     reasons = dict(explanation)
     assert reasons["triton"] == reasons["mamba_ssm"] == "`u` is on cpu"
-    assert reasons["native"].startswith("the library is built (ABI 1, this CPU has ")
-    assert reasons["native"].endswith("but this version holds no kernels in it yet")
-    assert reasons["chunked"] is reasons["reference"] is None
+    assert reasons["native"] is reasons["chunked"] is reasons["reference"] is None
 
 
 def test_explain_prints_a_table():
     lines = str(mmm_core.explain()).splitlines()
-    assert lines[0] == "triton     cannot run: `u` is on cpu"
-    assert lines[3:] == ["chunked    chosen", "reference  can run"]
+    assert lines == [
+        "triton     cannot run: `u` is on cpu",
+        "mamba_ssm  cannot run: `u` is on cpu",
+        f"native     chosen ({native_library.ISA}, torch's threads)",
+        "chunked    can run",
+        "reference  can run",
+    ]
 
 
 def test_explain_speaks_of_the_tensors_device():
@@ -43,6 +50,7 @@ def test_explain_knows_what_the_environment_forces(monkeypatch):
     explanation = mmm_core.explain()
     assert explanation.chosen == "reference"
     lines = str(explanation).splitlines()
+    assert lines[2] == f"native     can run ({native_library.ISA}, torch's threads)"
     assert lines[3:] == ["chunked    can run", "reference  can run, asked for by MMM_CORE_BACKEND"]
     monkeypatch.setenv("MMM_CORE_BACKEND", "triton")
     line = str(mmm_core.explain()).splitlines()[0]
@@ -53,7 +61,7 @@ def test_the_command_prints_the_report():
     run = subprocess.run([sys.executable, "-m", "mmm_core"], capture_output=True, text=True, check=True)
     assert "on cpu:\ntriton     cannot run" in run.stdout
     assert run.stdout.startswith("mmm-core 0.1.0, torch ")
-    assert "chunked    chosen" in run.stdout
+    assert f"native     chosen ({native_library.ISA}, torch's threads)" in run.stdout
 
 
 @pytest.mark.parametrize("operation", ["scan", "conv"])
@@ -62,7 +70,8 @@ def test_a_forced_backend_that_cannot_run_raises(operation, monkeypatch):
         "scan": (lambda **kw: selective_scan(**ScanCase().inputs(), **kw), "selective_scan", "u"),
         "conv": (lambda **kw: causal_conv1d(**ConvCase().inputs(), **kw), "causal_conv1d", "x"),
     }[operation]
-    text = f"{where}: backend 'triton' cannot run: `{tensor}` is on cpu. Can run here: chunked, reference."
+    here = f"{native_name()}, chunked, reference"
+    text = f"{where}: backend 'triton' cannot run: `{tensor}` is on cpu. Can run here: {here}."
     with pytest.raises(BackendUnavailable) as raised:
         run(backend="triton")
     assert str(raised.value) == text
@@ -82,21 +91,17 @@ def test_an_unknown_backend_is_named(monkeypatch):
         selective_scan(**ScanCase().inputs())
 
 
-def test_the_wheel_carries_the_library_and_knows_this_cpu():
-    assert re.search(r"this CPU has (avx512|avx2|neon|baseline)\)", native_library.WHY_NOT)
-
-
 @pytest.mark.parametrize(
     ("name", "value", "begins", "ends"),
     [
         ("NAME", "libabsent.so", "libabsent.so was not built; ", "where a C++17 compiler is at hand"),
         ("NAME", "py.typed", "py.typed does not load (", "; reinstall mmm-core on this machine"),
-        ("ABI", 99, native_library.NAME, " has ABI 1, this mmm_core needs 99; reinstall mmm-core"),
+        ("ABI", 99, native_library.NAME, f" has ABI {native_library.ABI}, this mmm_core needs 99; reinstall mmm-core"),
     ],
 )
 def test_a_library_that_cannot_be_used_is_said(monkeypatch, name, value, begins, ends):
     monkeypatch.setattr(native_library, name, value)
-    reason = native_library._why_not(native_library._load())
+    reason = native_library._load()
     assert reason.startswith(begins)
     assert reason.endswith(ends)
 
