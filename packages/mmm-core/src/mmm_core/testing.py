@@ -114,11 +114,11 @@ class ScanCase(Case):
         return {**super().options(), "delta_softplus": self.delta_softplus}
 
     def inputs(self, dtype: torch.dtype = torch.float32, *, seed: int = 0) -> dict[str, Tensor]:
-        """Tensors by name; A is negative, and delta positive where no softplus makes it so."""
+        """Tensors by name; A is negative, and delta with its bias positive where no softplus makes it so."""
         tensors = {name: tensor.detach() for name, tensor in super().inputs(dtype, seed=seed).items()}
         tensors["A"] = -tensors["A"].exp()
         if not self.delta_softplus:
-            tensors["delta"] = tensors["delta"].abs()
+            tensors |= {name: tensors[name].abs() for name in ("delta", "delta_bias") if name in tensors}
         return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
