@@ -148,6 +148,7 @@ def a_step(call):
     tensors = {name: x[:, 0] if name in ALONG_L else x for name, x in call.inputs.items()}
     state = tensors.pop("initial_state").clone()
     if isinstance(call.case, ScanCase):
+        state = state.to(torch.promote_types(state.dtype, torch.float32))  # a step leaves it in the dtype it has
         out = selective_state_update(state, **tensors, delta_softplus=call.case.delta_softplus)
     else:
         out = causal_conv1d_update(tensors.pop("x"), state, **tensors, activation=call.case.activation)
