@@ -28,6 +28,30 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def isa(session: nox.Session) -> None:
+    """Repeat the tests of the native kernels with each instruction set that this CPU has."""
+    install(session, "./packages/mmm-core", *TEST_TOOLS)
+    program = "from mmm_core.native_library import AVAILABLE; print(*AVAILABLE)"
+    names = session.run("python", "-c", program, silent=True)
+    files = [f"tests/core/test_{name}.py" for name in ("isa", "native", "properties", "extremes", "threads")]
+    for name in str(names).split():
+        session.run("pytest", "--numprocesses=2", *files, *session.posargs, env={"MMM_CORE_ISA": name})
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """Run the C++ kernels alone under AddressSanitizer, UBSan and ThreadSanitizer, with each instruction set."""
+    install(session, "cmake", "ninja")
+    # ThreadSanitizer looks at threads alone: fewer calls are enough.
+    for sanitizers, calls in (("address,undefined", "400"), ("thread", "100")):
+        build = Path(session.create_tmp()) / sanitizers
+        options = ("-G", "Ninja", f"-DMMM_CORE_SANITIZE={sanitizers}")
+        session.run("cmake", "-S", "packages/mmm-core/native", "-B", str(build), *options, silent=True)
+        session.run("cmake", "--build", str(build), silent=True)
+        session.run(str(build / "exercise"), *(session.posargs or [calls]), external=True)
+
+
+@nox.session
 def integration(session: nox.Session) -> None:
     """Run only the tests of the packages together: who imports whom, metadata, shapes at run time."""
     install(session, *everything(), *TEST_TOOLS)
@@ -86,12 +110,26 @@ def wheels(session: nox.Session) -> None:
         use_alone(session, name, {name})
     for name in EXAMPLES:
         use_alone(session, name, {name, "mmm-train"})
+    without_compiler(session)
 
 
-def use_alone(session: nox.Session, name: str, roots: set[str]) -> None:
+def without_compiler(session: nox.Session) -> None:
+    """Build mmm-core from its sdist where no C++ compiler is found, and use that wheel alone."""
+    dist = Path(session.create_tmp()) / "without-compiler"
+    shutil.rmtree(dist, ignore_errors=True)
+    (sdist,) = map(str, ROOT.glob("dist/mmm_core-*.tar.gz"))
+    compilers = {"CC": "/no/compiler", "CXX": "/no/compiler"}
+    options = ("--no-deps", "--no-cache-dir", "--wheel-dir", str(dist))
+    session.run("python", "-m", "pip", "wheel", *options, sdist, env=compilers, silent=True)
+    use_alone(session, "mmm-core", {"mmm-core"}, dist, "mmm_core_without_compiler")
+
+
+def use_alone(
+    session: nox.Session, name: str, roots: set[str], dist: Path = ROOT / "dist", smoke: str | None = None
+) -> None:
     """Install the wheels of `roots` and of the siblings they declare, nothing else of ours; test `name`."""
     wanted = sorted(with_siblings(roots))
-    found = [str(wheel) for each in wanted for wheel in ROOT.glob(f"dist/{each.replace('-', '_')}-*.whl")]
+    found = [str(wheel) for each in wanted for wheel in dist.glob(f"{each.replace('-', '_')}-*.whl")]
     home = Path(session.create_tmp()) / name
     python = str(home / ("Scripts/python.exe" if session.bin.endswith("Scripts") else "bin/python"))
     session.run("virtualenv", "--quiet", "--clear", str(home))
@@ -102,7 +140,7 @@ def use_alone(session: nox.Session, name: str, roots: set[str]) -> None:
     session.run(python, "-I", "tests/smoke/alone.py", *wanted, external=True)
     # Warnings are errors; torch's own, that there is no NumPy here, is none of ours.
     warnings = ("-W", "error", "-W", "ignore:Failed to initialize NumPy")
-    session.run(python, "-I", *warnings, f"tests/smoke/{name.replace('-', '_')}.py", external=True)
+    session.run(python, "-I", *warnings, f"tests/smoke/{smoke or name.replace('-', '_')}.py", external=True)
     shutil.rmtree(home)
 
 
