@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#define MMM_CORE_ABI 2
+#define MMM_CORE_ABI 3
 
 namespace mmm {
 
@@ -67,6 +67,7 @@ struct Kernels {
   const char* isa;
   int (*scan)(const ScanCall&);
   int (*scan_backward)(const ScanBackwardCall&);
+  int (*update)(const ScanCall&);
   int (*conv)(const ConvCall&);
   int (*conv_backward)(const ConvBackwardCall&);
   double (*exponentials)(int64_t count);

@@ -80,6 +80,7 @@ MMM_EXPORT void mmm_core_set_parallel_for(mmm::ParallelFor parallel_for) { mmm::
 // The operations return 0, or 1 where memory ran out.
 MMM_EXPORT int mmm_core_scan(const mmm::ScanCall* call) { return mmm::chosen->scan(*call); }
 MMM_EXPORT int mmm_core_scan_backward(const mmm::ScanBackwardCall* call) { return mmm::chosen->scan_backward(*call); }
+MMM_EXPORT int mmm_core_update(const mmm::ScanCall* call) { return mmm::chosen->update(*call); }
 MMM_EXPORT int mmm_core_conv(const mmm::ConvCall* call) { return mmm::chosen->conv(*call); }
 MMM_EXPORT int mmm_core_conv_backward(const mmm::ConvBackwardCall* call) { return mmm::chosen->conv_backward(*call); }
 

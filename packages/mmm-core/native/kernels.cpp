@@ -18,6 +18,7 @@ namespace {
 #include "maths.inl"
 #include "rows.inl"
 #include "scan.inl"
+#include "update.inl"
 #include "conv.inl"
 }  // namespace
 
@@ -28,5 +29,6 @@ namespace {
 
 namespace mmm {
 extern const Kernels MMM_TABLE(MMM_ISA);
-const Kernels MMM_TABLE(MMM_ISA) = {MMM_STRING(MMM_ISA), scan, scan_backward, conv, conv_backward, exponentials};
+const Kernels MMM_TABLE(MMM_ISA) = {
+    MMM_STRING(MMM_ISA), scan, scan_backward, update, conv, conv_backward, exponentials};
 }  // namespace mmm

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 def arithmetic_dtype(tensors: Iterable[Tensor | None]) -> torch.dtype:
     """The dtype of states, sums and products: float64 where an input is, else float32."""
-    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
-    return torch.float64 if wide else torch.float32
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def silu_backward(y: Tensor, grad: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "MMM_CORE_BACKEND"
 NAMES = ("triton", "mamba_ssm", "native", "chunked", "reference")
+_NEEDS = {"triton": "cuda", "mamba_ssm": "cuda", "native": "cpu"}  # the kind of device
 
 
 class Verdict(NamedTuple):
@@ -63,9 +64,9 @@ class Explanation(tuple[Verdict, ...]):
 
 def why_not(backend: str, name: str, device: torch.device) -> str | None:
     """Why `backend` cannot run a call whose tensor `name` is on `device`, or None where it can."""
-    wanted = {"triton": "cuda", "mamba_ssm": "cuda", "native": "cpu"}.get(backend, device.type)
-    if device.type != wanted:
-        return f"`{name}` is on {device.type}"
+    kind = device.type
+    if _NEEDS.get(backend, kind) != kind:
+        return f"`{name}` is on {kind}"
     if backend == "native":
         return native_library.WHY_NOT
     if backend in ("triton", "mamba_ssm"):

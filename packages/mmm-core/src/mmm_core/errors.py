@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
 class ShapeError(ValueError):
@@ -47,17 +47,17 @@ def expect_shape(where: str, name: str, tensor: Tensor, axes: str, sizes: tuple[
         raise ShapeError(f"{text} {hint}".rstrip())
 
 
-def expect_floating(where: str, tensors: dict[str, Tensor | None]) -> None:
-    """Raise unless all tensors are real, floating and on the device of the first.
+def expect_floating(where: str, names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> None:
+    """Raise unless all tensors are real, floating and on the device of the first, which is there.
 
     Raises:
         TypeError: A tensor is of another dtype.
         ValueError: A tensor is on another device.
     """
-    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    first, tensor = next(iter(present.items()))
-    device = tensor.device
-    for name, tensor in present.items():
+    device = tensors[0].device  # type: ignore[union-attr]
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor is None:
+            continue
         if tensor.dtype not in FLOATING:
             raise TypeError(
                 f"{where}: `{name}` must be float16, bfloat16, float32 or float64, got {tensor.dtype}. "
@@ -65,8 +65,8 @@ def expect_floating(where: str, tensors: dict[str, Tensor | None]) -> None:
             )
         if tensor.device != device:
             raise ValueError(
-                f"{where}: `{name}` must be on the device of `{first}` = {device}, got {tensor.device}. "
-                f"Pass {name}.to({first}.device)."
+                f"{where}: `{name}` must be on the device of `{names[0]}` = {device}, got {tensor.device}. "
+                f"Pass {name}.to({names[0]}.device)."
             )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-ABI = 2
+ABI = 3
 VARIABLE = "MMM_CORE_ISA"
 _NAMES = {"win32": "mmm_core_native.dll", "darwin": "libmmm_core_native.dylib"}
 NAME = _NAMES.get(sys.platform, "libmmm_core_native.so")
@@ -29,7 +29,7 @@ _TORCH_NAMES = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}
 TORCH_NAME = _TORCH_NAMES.get(sys.platform, "libtorch_cpu.so")
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ABSENT = (0,) * 6
-_NO_STRIDES = tuple((0,) * (4 - rank) for rank in range(5))
+_ZEROS = tuple((0,) * count for count in range(5))
 
 
 def _load() -> ctypes.CDLL | str:
@@ -138,7 +138,18 @@ def array(x: Tensor | None) -> tuple[int, ...]:
     """A tensor as the library takes it: its address, dtype and four strides; zeros where it is absent."""
     if x is None:
         return _ABSENT
-    return (x.data_ptr(), _DTYPES[x.dtype], *x.stride(), *_NO_STRIDES[x.ndim])
+    return (x.data_ptr(), _DTYPES[x.dtype], *x.stride(), *_ZEROS[4 - x.ndim])
+
+
+def token(x: Tensor | None, axes: int = 3) -> tuple[int, ...]:
+    """A tensor of one position, (b, ...), as the library takes one with an axis `l` and `axes` in all.
+
+    The other axes that are missing, as that of the groups where there is one, come next to `l`.
+    """
+    if x is None:
+        return _ABSENT
+    stride = x.stride()
+    return (x.data_ptr(), _DTYPES[x.dtype], stride[0], *_ZEROS[axes - len(stride)], *stride[1:], *_ZEROS[4 - axes])
 
 
 def sequences(rows: int, length: int, bounds: Tensor | None, reverse: bool) -> tuple[int, ...]:

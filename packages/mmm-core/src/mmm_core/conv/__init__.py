@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from mmm_core.backends import choose
+from mmm_core.conv import native
 from mmm_core.conv.operator import causal_conv1d as _operator
+from mmm_core.conv.operator import forward as _forward
+from mmm_core.eager import eager, writable
 from mmm_core.errors import ShapeError, expect_floating, expect_rank, expect_shape
 from mmm_core.sequences import check_cu_seqlens, state_rows
 
@@ -55,11 +58,13 @@ def causal_conv1d(
     where = "causal_conv1d"
     _check(where, "b l", x, weight, bias, activation, "initial_state", initial_state, cu_seqlens)
     chosen = choose(where, backend, "x", x.device)
-    out, state = _operator(x, weight, bias, initial_state, cu_seqlens, activation == "silu", reverse, chosen)
+    tensors = (x, weight, bias, initial_state)
+    grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    run = _forward if not grad and eager(tensors) else _operator
+    out, state = run(*tensors, cu_seqlens, activation == "silu", reverse, chosen)
     return (out, state) if return_final_state else out
 
 
-@torch.no_grad()
 def causal_conv1d_update(
     x: Float[Tensor, "b e"],
     state: Float[Tensor, "b e t"],
@@ -89,11 +94,14 @@ def causal_conv1d_update(
     """
     where = "causal_conv1d_update"
     _check(where, "b", x, weight, bias, activation, "state", state)
-    chosen = choose(where, None, "x", x.device)
-    out, new_state = _operator(x.unsqueeze(1), weight, bias, state, None, activation == "silu", False, chosen)
-    state.copy_(new_state)
-    y: Tensor = out.squeeze(1)
-    return y
+    chosen, silu = choose(where, None, "x", x.device), activation == "silu"
+    if chosen == "native" and eager((x, weight, bias, state)) and writable(state):
+        return native.update(x, weight, bias, state, silu)
+    with torch.no_grad():
+        out, new_state = _operator(x.unsqueeze(1), weight, bias, state, None, silu, False, chosen)
+        state.copy_(new_state)
+        y: Tensor = out.squeeze(1)
+        return y
 
 
 def _check(
@@ -108,7 +116,7 @@ def _check(
     cu_seqlens: Tensor | None = None,
 ) -> None:
     """Raise unless the arguments fit each other; `x` sets b, l and e, `weight` sets k."""
-    expect_floating(where, {"x": x, "weight": weight, "bias": bias, state_name: state})
+    expect_floating(where, ("x", "weight", "bias", state_name), (x, weight, bias, state))
     expect_rank(where, "x", x, f"{outer} e")
     check_cu_seqlens(where, cu_seqlens, "x", x)
     e = x.shape[-1]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mmm_core.arithmetic import arithmetic_dtype
 from mmm_core.conv.problem import Gradients, Problem
-from mmm_core.native_library import LIBRARY, array, call, sequences
+from mmm_core.native_library import LIBRARY, array, call, sequences, token
 from mmm_core.sequences import whole_bounds
 
 if TYPE_CHECKING:
@@ -40,6 +41,18 @@ def backward(p: Problem, grad_out: Tensor, grad_final_state: Tensor | None) -> G
         words += array(grad)
     call(LIBRARY.mmm_core_conv_backward, words)
     return grads
+
+
+def update(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
+    """The output of one position, (b, e); `state` goes from that before it to that after it."""
+    b, e = x.shape
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    wide = arithmetic_dtype((x, weight, bias, state)) == torch.float64
+    words = [wide, *sequences(b, 1, None, False), e, weight.shape[1], silu]
+    before = after = array(state)
+    words += token(x) + array(weight) + array(bias) + before + token(out) + after
+    call(LIBRARY.mmm_core_conv, words)
+    return out
 
 
 def _words(p: Problem, bounds: Tensor | None, out: Tensor | None, final_state: Tensor | None) -> list[int]:

@@ -26,8 +26,7 @@ class Backend(Protocol):
 BACKENDS: dict[str, Backend] = {"native": native, "chunked": chunked, "reference": reference}
 
 
-@torch.library.custom_op("mmm_core::causal_conv1d", mutates_args=())
-def causal_conv1d(
+def forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -41,6 +40,9 @@ def causal_conv1d(
     p = Problem(x, weight, bias, initial_state, cu_seqlens, silu, reverse)
     with autocast_off(x):
         return BACKENDS[backend].forward(p)
+
+
+causal_conv1d = torch.library.custom_op("mmm_core::causal_conv1d", forward, mutates_args=())
 
 
 @causal_conv1d.register_fake

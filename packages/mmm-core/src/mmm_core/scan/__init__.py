@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmm_core.backends import choose
+from mmm_core.eager import eager, writable
+from mmm_core.scan import native
 from mmm_core.scan.check import check
+from mmm_core.scan.operator import forward as _forward
 from mmm_core.scan.operator import selective_scan as _operator
 
 if TYPE_CHECKING:
@@ -72,7 +75,6 @@ def selective_scan(
     return (out, state) if return_final_state else out
 
 
-@torch.no_grad()
 def selective_state_update(
     state: Float[Tensor, "b e n"],
     u: Float[Tensor, "b e"],
@@ -111,12 +113,16 @@ def selective_state_update(
         As mamba_ssm's `selective_state_update`.
     """
     where = "selective_state_update"
-    check(where, u, delta, A, B, C, D, z, delta_bias, state, state_name="state", outer="b")
-    u, delta, B, C = (x.unsqueeze(1) for x in (u, delta, B, C))
-    z = None if z is None else z.unsqueeze(1)
-    out, new_state = _run(where, u, delta, A, B, C, D, z, delta_bias, state, None, delta_softplus, False, None)
-    state.copy_(new_state)
-    return out.squeeze(1)
+    tensors = (u, delta, A, B, C, D, z, delta_bias, state)
+    check(where, *tensors, state_name="state", outer="b")
+    if choose(where, None, "u", u.device) == "native" and eager(tensors) and writable(state):
+        return native.update(*tensors, delta_softplus)
+    with torch.no_grad():
+        u, delta, B, C = (x.unsqueeze(1) for x in (u, delta, B, C))
+        z = None if z is None else z.unsqueeze(1)
+        out, new_state = _run(where, u, delta, A, B, C, D, z, delta_bias, state, None, delta_softplus, False, None)
+        state.copy_(new_state)
+        return out.squeeze(1)
 
 
 def _run(
@@ -141,5 +147,6 @@ def _run(
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     chosen = choose(where, backend, "u", u.device)
-    out, state, _ = _operator(*tensors, cu_seqlens, delta_softplus, reverse, save, chosen)
+    run = _forward if not save and eager(tensors) else _operator
+    out, state, _ = run(*tensors, cu_seqlens, delta_softplus, reverse, save, chosen)
     return out, state

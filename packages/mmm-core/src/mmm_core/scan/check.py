@@ -10,6 +10,8 @@ from mmm_core.sequences import check_cu_seqlens, state_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
+_NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+
 
 def check(
     where: str,
@@ -38,8 +40,7 @@ def check(
         TypeError: A tensor is not of a real floating dtype.
         ValueError: A tensor is on another device than `u`.
     """
-    tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-    expect_floating(where, {**tensors, state_name: state})
+    expect_floating(where, (*_NAMES, state_name), (u, delta, A, B, C, D, z, delta_bias, state))
     expect_rank(where, "u", u, f"{outer} e")
     check_cu_seqlens(where, cu_seqlens, "u", u)
     *sizes, e = u.shape

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmm_core.native_library import LIBRARY, array, call, sequences
+from mmm_core.arithmetic import arithmetic_dtype
+from mmm_core.native_library import LIBRARY, array, call, sequences, token
 from mmm_core.scan.problem import Gradients, Problem
 from mmm_core.sequences import whole_bounds
 
@@ -51,6 +52,31 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
         words += array(grad)
     call(LIBRARY.mmm_core_scan_backward, words)
     return grads
+
+
+def update(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    state: Tensor,
+    delta_softplus: bool,
+) -> Tensor:
+    """The output of one position, (b, e); `state` goes from that before it to that after it."""
+    b, e = u.shape
+    groups = 1 if B.ndim == 2 else B.shape[1]
+    out = torch.empty_like(u, memory_format=torch.contiguous_format)
+    wide = arithmetic_dtype((u, delta, A, B, C, D, z, delta_bias, state)) == torch.float64
+    words = [wide, *sequences(b, 1, None, False), e, groups, A.shape[1], delta_softplus]
+    before = after = array(state)
+    words += token(u) + token(delta) + array(A) + token(B, 4) + token(C, 4)
+    words += array(D) + token(z) + array(delta_bias) + before + token(out) + after + array(None)
+    call(LIBRARY.mmm_core_update, words)
+    return out
 
 
 def _words(

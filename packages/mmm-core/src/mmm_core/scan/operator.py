@@ -32,8 +32,7 @@ class Backend(Protocol):
 BACKENDS: dict[str, Backend] = {"native": native, "chunked": chunked, "reference": reference}
 
 
-@torch.library.custom_op("mmm_core::selective_scan", mutates_args=())
-def selective_scan(
+def forward(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -53,6 +52,9 @@ def selective_scan(
     p = Problem(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, reverse)
     with autocast_off(u):
         return BACKENDS[backend].forward(p, save)
+
+
+selective_scan = torch.library.custom_op("mmm_core::selective_scan", forward, mutates_args=())
 
 
 @selective_scan.register_fake
