@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -159,11 +159,11 @@ def sequences(rows: int, length: int, bounds: Tensor | None, reverse: bool) -> t
     return (bounds.shape[0] - 1, length, bounds.data_ptr(), reverse)
 
 
-def call(function: Callable[[bytes], int], words: Sequence[int]) -> None:
-    """Call an operation of the library.
+def call(operation: str, words: Sequence[int]) -> None:
+    """Call an operation of the library, which is there: `choose` said so.
 
     Raises:
         MemoryError: The kernel found no memory for its scratch.
     """
-    if function(pack(f"{len(words)}q", *words)) != 0:
+    if getattr(LIBRARY, operation)(pack(f"{len(words)}q", *words)) != 0:
         raise MemoryError("mmm_core: the native kernel found no memory for its scratch. Use a smaller batch.")

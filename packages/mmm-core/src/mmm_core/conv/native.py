@@ -11,7 +11,7 @@ import torch
 
 from mmm_core.arithmetic import arithmetic_dtype
 from mmm_core.conv.problem import Gradients, Problem
-from mmm_core.native_library import LIBRARY, array, call, sequences, token
+from mmm_core.native_library import array, call, sequences, token
 from mmm_core.sequences import whole_bounds
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def forward(p: Problem) -> tuple[Tensor, Tensor]:
 def run(p: Problem, out: Tensor, final_state: Tensor) -> None:
     """The forward into tensors that are there; `final_state` may be the initial state."""
     bounds = whole_bounds("causal_conv1d", p.x.shape[1], p.cu_seqlens)
-    call(LIBRARY.mmm_core_conv, _words(p, bounds, out, final_state))
+    call("mmm_core_conv", _words(p, bounds, out, final_state))
 
 
 def backward(p: Problem, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:
@@ -39,7 +39,7 @@ def backward(p: Problem, grad_out: Tensor, grad_final_state: Tensor | None) -> G
     words = [*_words(p, bounds, None, None), *array(grad_out), *array(grad_final_state)]
     for grad in grads:
         words += array(grad)
-    call(LIBRARY.mmm_core_conv_backward, words)
+    call("mmm_core_conv_backward", words)
     return grads
 
 
@@ -51,7 +51,7 @@ def update(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: 
     words = [wide, *sequences(b, 1, None, False), e, weight.shape[1], silu]
     before = after = array(state)
     words += token(x) + array(weight) + array(bias) + before + token(out) + after
-    call(LIBRARY.mmm_core_conv, words)
+    call("mmm_core_conv", words)
     return out
 
 

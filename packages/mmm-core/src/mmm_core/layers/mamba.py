@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmm_core.conv import causal_conv1d
+from mmm_core.conv import causal_conv1d, causal_conv1d_update
 from mmm_core.errors import ShapeError
-from mmm_core.scan import selective_scan
+from mmm_core.scan import selective_scan, selective_state_update
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -146,14 +146,9 @@ class Mamba(nn.Module):
             return_final_state=True,
             cu_seqlens=cu_seqlens,
         )
-        A_log = self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
-        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, ssm_state = selective_scan(
             x,
-            F.linear(dt, self.dt_proj.weight),  # its bias joins inside the scan, in float32
-            -torch.exp(A_log),
-            B,
-            C,
+            *self._selected_by(x),
             self.D,
             z,
             self.dt_proj.bias,
@@ -164,3 +159,35 @@ class Mamba(nn.Module):
         )
         out = self.out_proj(y)
         return (out, MambaState(conv_state, ssm_state)) if return_state else out
+
+    @torch.no_grad()
+    def step(self, x: Float[Tensor, "b d"], state: MambaState) -> Float[Tensor, "b d"]:
+        """Mix one token with those before it and write the state in place: what a loop that decodes calls.
+
+        It gives what `forward` gives for a single token, with no new state in memory and no gradient on record.
+
+        Args:
+            x: The token of each row, `(b, dim)`.
+            state: What the tokens before left behind, from `forward` or the last step; holds the new token on return.
+        Returns:
+            `(b, dim)`.
+        Raises:
+            ShapeError: `x` is not `(b, dim)`, or the state is another layer's.
+        Source:
+            As mamba_ssm's `Mamba.step`.
+        """
+        if x.ndim != 2 or x.shape[-1] != self.dim:
+            raise ShapeError(f"Mamba.step: `x` must be (b, dim) with dim = {self.dim}, got {tuple(x.shape)}.")
+        x, z = self.in_proj(x).chunk(2, dim=-1)  # (b, e)
+        x = causal_conv1d_update(x, state.conv, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
+        y = selective_state_update(
+            state.ssm, x, *self._selected_by(x), self.D, z, self.dt_proj.bias, delta_softplus=True
+        )
+        out: Tensor = self.out_proj(y)
+        return out
+
+    def _selected_by(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What each token selects: `delta` without its bias, which joins in the scan in float32; and `A`, `B`, `C`."""
+        A_log = self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
+        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return F.linear(dt, self.dt_proj.weight), -torch.exp(A_log), B, C

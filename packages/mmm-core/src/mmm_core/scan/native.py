@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmm_core.arithmetic import arithmetic_dtype
-from mmm_core.native_library import LIBRARY, array, call, sequences, token
+from mmm_core.native_library import array, call, sequences, token
 from mmm_core.scan.problem import Gradients, Problem
 from mmm_core.sequences import whole_bounds
 
@@ -40,7 +40,7 @@ def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
 def run(p: Problem, out: Tensor, final_state: Tensor, checkpoints: Tensor | None) -> None:
     """The forward into tensors that are there; `final_state` may be the initial state."""
     bounds = whole_bounds("selective_scan", p.u.shape[1], p.cu_seqlens)
-    call(LIBRARY.mmm_core_scan, _words(p, bounds, out, final_state, checkpoints))
+    call("mmm_core_scan", _words(p, bounds, out, final_state, checkpoints))
 
 
 def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:
@@ -50,7 +50,7 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
     words = [*_words(p, bounds, None, None, checkpoints), *array(grad_out), *array(grad_final_state)]
     for grad in grads:
         words += array(grad)
-    call(LIBRARY.mmm_core_scan_backward, words)
+    call("mmm_core_scan_backward", words)
     return grads
 
 
@@ -75,7 +75,7 @@ def update(
     before = after = array(state)
     words += token(u) + token(delta) + array(A) + token(B, 4) + token(C, 4)
     words += array(D) + token(z) + array(delta_bias) + before + token(out) + after + array(None)
-    call(LIBRARY.mmm_core_update, words)
+    call("mmm_core_update", words)
     return out
 
 
