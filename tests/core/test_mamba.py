@@ -104,6 +104,45 @@ def test_a_state_is_read_and_never_written():
     assert [tuple(tensor.shape) for tensor in state] == [(2, 16, 3), (2, 16, 16)]
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_steps_in_place_give_what_forward_gives(options, dtype):
+    layer, x = Mamba(20, **options).to(dtype), torch.randn(2, 9, 20, dtype=dtype)
+    _, state = layer(x[:, :3], return_state=True)
+    places = [tensor.data_ptr() for tensor in state]
+    expected, other = [], state
+    for t in range(3, 9):
+        y, other = layer(x[:, t : t + 1], other, return_state=True)
+        expected.append(y[:, 0])
+    for t in range(3, 9):
+        torch.testing.assert_close(layer.step(x[:, t], state), expected[t - 3])
+    torch.testing.assert_close(state, other)
+    assert [tensor.data_ptr() for tensor in state] == places
+
+
+def test_a_step_records_no_gradient_and_sees_parameters_change():
+    layer, x = Mamba(8), torch.randn(2, 8, requires_grad=True)
+    _, state = layer(torch.randn(2, 5, 8), return_state=True)
+    state = MambaState(*(tensor.detach() for tensor in state))
+    copy = MambaState(*(tensor.clone() for tensor in state))
+    y = layer.step(x, state)
+    assert not y.requires_grad
+    assert not state.ssm.requires_grad
+    layer.A_log.data.add_(1)
+    assert not torch.equal(layer.step(x, MambaState(*(tensor.clone() for tensor in copy))), y)
+
+
+def test_a_step_compiles_to_one_graph():
+    layer, x = Mamba(8), torch.randn(2, 8)
+    _, state = layer(torch.randn(2, 5, 8), return_state=True)
+    state = MambaState(*(tensor.detach() for tensor in state))
+    other = MambaState(*(tensor.clone() for tensor in state))
+    y = torch.compile(layer.step, fullgraph=True, backend="aot_eager")(x, other)
+    torch.testing.assert_close(y, layer.step(x, state))
+    torch.testing.assert_close(other, state)
+
+
 def test_packed_texts_do_not_see_each_other():
     layer, x = Mamba(8), torch.randn(1, 12, 8)
     with torch.no_grad():
@@ -206,5 +245,8 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ShapeError) as raised:
         Mamba(8)(torch.zeros(2, 5, 7))
     assert str(raised.value) == "Mamba: `x` must be (b, l, dim) with dim = 8, got (2, 5, 7)."
+    with pytest.raises(ShapeError) as raised:
+        Mamba(8).step(torch.zeros(2, 1, 8), MambaState(torch.zeros(2, 16, 3), torch.zeros(2, 16, 16)))
+    assert str(raised.value) == "Mamba.step: `x` must be (b, dim) with dim = 8, got (2, 1, 8)."
     with pytest.raises(ShapeError, match="`initial_state` must be"):
         Mamba(8)(torch.zeros(2, 5, 8), MambaState(torch.zeros(2, 8, 3), torch.zeros(2, 16, 16)))
