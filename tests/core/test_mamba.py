@@ -115,9 +115,10 @@ def test_steps_in_place_give_what_forward_gives(options, dtype):
     for t in range(3, 9):
         y, other = layer(x[:, t : t + 1], other, return_state=True)
         expected.append(y[:, 0])
+    tolerance = {"rtol": 2e-2, "atol": 1e-3} if dtype == torch.bfloat16 else {"rtol": None, "atol": None}
     for t in range(3, 9):
-        torch.testing.assert_close(layer.step(x[:, t], state), expected[t - 3])
-    torch.testing.assert_close(state, other)
+        torch.testing.assert_close(layer.step(x[:, t], state), expected[t - 3], **tolerance)
+    torch.testing.assert_close(state, other, **tolerance)
     assert [tensor.data_ptr() for tensor in state] == places
 
 
