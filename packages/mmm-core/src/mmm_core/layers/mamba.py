@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+LOG2E = math.log2(math.e)
 DT_MIN, DT_MAX = 1e-3, 1e-1  # the initial step sizes are log-uniform between them
 
 
@@ -190,4 +191,5 @@ class Mamba(nn.Module):
         """What each token selects: `delta` without its bias, which joins in the scan in float32; and `A`, `B`, `C`."""
         A_log = self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return F.linear(dt, self.dt_proj.weight), -torch.exp(A_log), B, C
+        # -exp(A_log): torch hands `exp` to all its threads however small it is, which a single token waits long for.
+        return F.linear(dt, self.dt_proj.weight), -torch.exp2(A_log * LOG2E), B, C
