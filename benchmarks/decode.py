@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mmm_core import MambaState
 
 WORDS, DIM, DEPTH = 50_280, 768, 24
-ROUNDS = 50
+ROUNDS = 30
 TOLERANCE = 1e-5  # of logits, after 24 layers in float32
 
 
