@@ -40,9 +40,7 @@ def time_lengths() -> None:
     for name, run in (("forward", forward), ("forward + backward", forward_and_backward)):
         times = measure({f"l {l:,}": partial(run, cut(inputs, l)) for l in LENGTHS}, 9)
         print_timings(f"b 1, e {WIDTH}, n {STATE}: {name}", times)
-        exponent = slope(
-            [math.log(l) for l in LENGTHS], [math.log(times[f"l {l:,}"].median) for l in LENGTHS]
-        )
+        exponent = slope([math.log(l) for l in LENGTHS], [math.log(times[f"l {l:,}"].median) for l in LENGTHS])
         print_between("exponent of time in length", exponent, 0.95, 1.05)
 
 

@@ -205,11 +205,40 @@ def test_a_plain_call_takes_the_short_path(operation, kind, monkeypatch):
 
 
 @operations
-def test_a_gradient_takes_the_operator(operation, monkeypatch):
+def test_a_gradient_is_that_of_the_operator(operation, monkeypatch):
     run, case = WHOLE[operation]
-    seen = runs_of_the_operator(operation, monkeypatch)
-    assert run(**case.inputs()).requires_grad
-    assert len(seen) == 1
+    inputs = case.inputs()
+    results = []
+    for short in (True, False):
+        seen = runs_of_the_operator(operation, monkeypatch)
+        if not short:
+            monkeypatch.setattr(f"mmm_core.{operation}.eager", lambda tensors: False)
+        outputs = run(**inputs, return_final_state=True)
+        assert len(seen) == (0 if short else 1)
+        weights = [torch.linspace(-1, 1, y.numel()).view_as(y) for y in outputs]
+        results.append((*outputs, *torch.autograd.grad(outputs, list(inputs.values()), weights)))
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
+@operations
+def test_one_output_alone_has_a_gradient(operation):
+    run, case = WHOLE[operation]
+    inputs = case.inputs()
+    for place in (0, 1):
+        outputs = run(**inputs, return_final_state=True)
+        weights = [torch.ones_like(y) if i == place else torch.zeros_like(y) for i, y in enumerate(outputs)]
+        alone = torch.autograd.grad(outputs[place].sum(), list(inputs.values()), materialize_grads=True)
+        both = torch.autograd.grad(run(**inputs, return_final_state=True), list(inputs.values()), weights)
+        assert all(torch.equal(x, y) for x, y in zip(alone, both, strict=True))
+
+
+@operations
+def test_a_gradient_has_no_gradient_of_its_own(operation):
+    run, case = WHOLE[operation]
+    inputs = case.inputs()
+    (grad, *_) = torch.autograd.grad(run(**inputs).square().sum(), list(inputs.values()), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 class Marked(torch.Tensor):

@@ -204,7 +204,7 @@ void conv_tile(const mmm::ConvCall& call, const ConvTile& tile, const ConvWork<R
 
 template <class Real>
 int conv_as(const mmm::ConvCall& call) {
-  mmm::expect_writes(call.out, ConvTile::size(call));
+  mmm::expect_writes({&call.out}, ConvTile::size(call));
   return mmm::for_each_piece(ConvTile::tasks(call), ConvTile::cost(call), [&](int64_t begin, int64_t end) {
     mmm::Scratch<Real> scratch(ConvWork<Real>::size(call.taps));
     if (!scratch.data()) return 1;
@@ -353,7 +353,7 @@ int conv_backward_as(const mmm::ConvBackwardCall& whole) {
   const mmm::ConvCall& call = whole.forward;
   mmm::Scratch<Real> parts(call.sequences.rows * (call.taps + 1) * call.e);
   if (!parts.data()) return 1;
-  mmm::expect_writes(whole.grad_x, ConvTile::size(call));
+  mmm::expect_writes({&whole.grad_x}, ConvTile::size(call));
   int failed = mmm::for_each_piece(ConvTile::tasks(call), 3 * ConvTile::cost(call), [&](int64_t begin, int64_t end) {
     mmm::Scratch<Real> scratch(ConvBackwardWork<Real>::size(call.taps));
     if (!scratch.data()) return 1;

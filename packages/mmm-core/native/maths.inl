@@ -51,7 +51,7 @@ template <class Real, size_t COUNT>
 inline Vector<Real> polynomial(Vector<Real> x, const Real (&coefficients)[COUNT]) {
   Vector<Real> y = all(coefficients[COUNT - 1]);
 #pragma GCC unroll 16
-  for (size_t i = COUNT - 1; i-- > 0;) y = y * x + coefficients[i];
+  for (int i = int(COUNT) - 2; i >= 0; --i) y = y * x + coefficients[i];
   return y;
 }
 

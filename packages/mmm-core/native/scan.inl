@@ -30,13 +30,21 @@ struct ScanTile {
     width = int(std::min<int64_t>(SCAN_TILE, channels - part * SCAN_TILE));
     if (sequences.bounds == nullptr) {
       batch = row, start = 0, stop = sequences.length;
-      slot = row * ((sequences.length + SCAN_CHUNK - 1) / SCAN_CHUNK);
+      slot = row * chunks_of(sequences.length);
     } else {
       batch = 0, start = sequences.bounds[row], stop = sequences.bounds[row + 1];
       slot = start / SCAN_CHUNK + row;
     }
-    chunks = (stop - start + SCAN_CHUNK - 1) / SCAN_CHUNK;
+    chunks = chunks_of(stop - start);
     reverse = sequences.reverse != 0;
+  }
+
+  static int64_t chunks_of(int64_t length) { return (length + SCAN_CHUNK - 1) / SCAN_CHUNK; }
+  // Places for checkpoints; packed sequences leave some unused.
+  static int64_t slots(const mmm::ScanCall& call) {
+    const mmm::Sequences& sequences = call.sequences;
+    const int64_t chunks = chunks_of(sequences.length);
+    return sequences.bounds ? chunks + sequences.rows : sequences.rows * chunks;
   }
 
   static int64_t parts(const mmm::ScanCall& call) { return (call.e / call.groups + SCAN_TILE - 1) / SCAN_TILE; }
@@ -216,7 +224,7 @@ void scan_strip(const mmm::ScanCall& call, const ScanTile& tile, int64_t chunk, 
       if (call.softplus) delta = softplus<Real>(delta).value;
       work.at(t, DELTA, v) = delta;
       work.at(t, INPUT, v) = delta * u;
-      work.at(t, Y, v) = vector_at(work.D + strip + v) * u;
+      work.at(t, Y, v) = call.D.data ? vector_at(work.D + strip + v) * u : Vector<Real>{};  // 0 times infinity is NaN
     }
   Ahead ahead;
   if (chunk + 1 < tile.chunks && tile.steps(chunk + 1) == steps)
@@ -449,7 +457,7 @@ void scan_strip_backward(const mmm::ScanBackwardCall& whole, const ScanTile& til
       grad_D += grad_y * u;
       work.at(t, DELTA, v) = delta;
       work.at(t, INPUT, v) = delta * u;
-      work.at(t, Y, v) = D * u;
+      work.at(t, Y, v) = call.D.data ? D * u : Vector<Real>{};
       work.at(t, GRAD_Y, v) = grad_y;
       work.at(t, GRAD_INPUT, v) = work.at(t, GRAD_DELTA, v) = Vector<Real>{};
     }
@@ -476,7 +484,9 @@ void scan_strip_backward(const mmm::ScanBackwardCall& whole, const ScanTile& til
       if (call.softplus) grad_delta *= work.at(t, SLOPE, v);
       grad_bias += grad_delta;
       work.at(t, GRAD_DELTA, v) = grad_delta;
-      work.at(t, GRAD_INPUT, v) = grad_input * work.at(t, DELTA, v) + work.at(t, GRAD_Y, v) * D;
+      Vector<Real> grad_u = grad_input * work.at(t, DELTA, v);
+      if (call.D.data) grad_u += work.at(t, GRAD_Y, v) * D;
+      work.at(t, GRAD_INPUT, v) = grad_u;
       work.at(t, Z, v) *= work.at(t, Y, v);
     }
     vector_at(work.grad_bias + strip + v) = grad_bias;
@@ -591,7 +601,8 @@ int add_up_sequences(const mmm::ScanBackwardCall& whole, const ScanParts<Real>& 
 
 template <class Real>
 int scan_as(const mmm::ScanCall& call) {
-  mmm::expect_writes(call.out, ScanParts<Real>::positions(call) * call.e);
+  mmm::expect_writes({&call.out}, ScanParts<Real>::positions(call) * call.e);
+  mmm::expect_writes({&call.checkpoints}, ScanTile::slots(call) * call.n * call.e);
   return mmm::for_each_piece(ScanTile::tasks(call), ScanTile::cost(call), [&](int64_t begin, int64_t end) {
     mmm::Scratch<Real> scratch(ScanWork<Real>::size(call.n));
     if (!scratch.data()) return 1;
@@ -610,8 +621,7 @@ int scan_backward_as(const mmm::ScanBackwardCall& whole) {
   mmm::Scratch<Real> shared(ScanParts<Real>::size(call));
   if (!shared.data()) return 1;
   const ScanParts<Real> parts(shared.data(), call);
-  for (const mmm::Array* grad : {&whole.grad_u, &whole.grad_delta, &whole.grad_z})
-    mmm::expect_writes(*grad, parts.positions(call) * call.e);
+  mmm::expect_writes({&whole.grad_u, &whole.grad_delta, &whole.grad_z}, parts.positions(call) * call.e);
   // Three gradients of this size push each other out of the caches; written past them, their lines need no reading.
   const bool streams = parts.positions(call) * call.e * mmm::size_of(whole.grad_u.dtype) >= STREAMED;
   int failed = mmm::for_each_piece(ScanTile::tasks(call), 3 * ScanTile::cost(call), [&](int64_t begin, int64_t end) {

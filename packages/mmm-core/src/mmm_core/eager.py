@@ -1,13 +1,14 @@
-"""Which calls may go to their kernel directly, past torch's dispatcher, which takes longer than a single step does."""
+"""Calls that go to their kernel directly: torch's dispatcher takes longer than a single step does."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -15,7 +16,7 @@ _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 def eager(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether nobody but the kernel has a part in a call that needs no gradient.
+    """Whether nobody but the kernel, and autograd, has a part in a call.
 
     The operator is called where somebody has: torch.compile, torch.export or a trace, which look for a node; a mode, as
     of fake tensors or of a counter of operations; a transform of torch.func; a profiler; a subclass of Tensor; a tensor
@@ -38,6 +39,31 @@ def writable(state: Tensor) -> bool:
         return False
     torch.autograd.graph.increment_version(state)
     return True
+
+
+def differentiable(
+    name: str, forward: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """An operator's forward for eager calls that need a gradient: autograd learns of it without the dispatcher.
+
+    Args:
+        name: What `grad_fn` shows.
+        forward: The kernel.
+        setup_context: As of `torch.library.register_autograd`.
+        backward: Likewise, calling its kernel directly; it can be run once, as the operator's.
+    Returns:
+        `forward` with a gradient.
+    """
+
+    def forward_in(ctx: Any, *arguments: Any) -> Any:  # a setup_context of its own would cost as much as the call
+        output = forward(*arguments)
+        setup_context(ctx, arguments, output)
+        return output
+
+    members = {"forward": staticmethod(forward_in), "backward": staticmethod(once_differentiable(backward))}
+    function: Any = type(name, (torch.autograd.Function,), members)
+    run: Callable[..., Any] = function.apply
+    return run
 
 
 def _observed() -> bool:

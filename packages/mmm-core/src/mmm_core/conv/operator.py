@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +10,11 @@ from torch import Tensor
 from mmm_core.arithmetic import autocast_off
 from mmm_core.conv import chunked, native, reference
 from mmm_core.conv.problem import Gradients, Problem
+from mmm_core.eager import differentiable
 from mmm_core.gradients import fake, handed_over, taken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Backend(Protocol):
@@ -52,8 +56,7 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     return p.x.new_empty(p.x.shape), p.x.new_empty(p.state_shape)
 
 
-@torch.library.custom_op("mmm_core::causal_conv1d_backward", mutates_args=())
-def causal_conv1d_backward(
+def backward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -72,6 +75,9 @@ def causal_conv1d_backward(
     return Gradients(*handed_over(grads, p.floating))
 
 
+causal_conv1d_backward = torch.library.custom_op("mmm_core::causal_conv1d_backward", backward, mutates_args=())
+
+
 @causal_conv1d_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     return fake(arguments[: len(Gradients._fields)])
@@ -83,12 +89,18 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    if grad_out is None:
-        grad_out = torch.zeros_like(tensors[0])
-    grads = causal_conv1d_backward(*tensors, grad_out, grad_final_state, ctx.silu, ctx.reverse, ctx.backend)
-    return (*taken(grads, tensors[:4], ctx.needs_input_grad[:4]), None, None, None, None)
+def _differentiate(run: Callable[..., Any]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The backward for autograd, by the operator or by its kernel."""
+
+    def differentiate(ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        if grad_out is None:
+            grad_out = torch.zeros_like(tensors[0])
+        grads = run(*tensors, grad_out, grad_final_state, ctx.silu, ctx.reverse, ctx.backend)
+        return (*taken(grads, tensors[:4], ctx.needs_input_grad[:4]), None, None, None, None)
+
+    return differentiate
 
 
-causal_conv1d.register_autograd(_backward, setup_context=_setup_context)
+causal_conv1d.register_autograd(_differentiate(causal_conv1d_backward), setup_context=_setup_context)
+eager_causal_conv1d = differentiable("CausalConv1d", forward, _setup_context, _differentiate(backward))

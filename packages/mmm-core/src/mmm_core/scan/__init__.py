@@ -10,7 +10,7 @@ from mmm_core.backends import choose
 from mmm_core.eager import eager, writable
 from mmm_core.scan import native
 from mmm_core.scan.check import check
-from mmm_core.scan.operator import forward as _forward
+from mmm_core.scan.operator import eager_selective_scan, forward
 from mmm_core.scan.operator import selective_scan as _operator
 
 if TYPE_CHECKING:
@@ -147,6 +147,6 @@ def _run(
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     chosen = choose(where, backend, "u", u.device)
-    run = _forward if not save and eager(tensors) else _operator
+    run = _operator if not eager(tensors) else eager_selective_scan if save else forward
     out, state, _ = run(*tensors, cu_seqlens, delta_softplus, reverse, save, chosen)
     return out, state

@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mmm_core.arithmetic import autocast_off
+from mmm_core.eager import differentiable
 from mmm_core.gradients import fake, handed_over, taken
 from mmm_core.scan import chunked, native, reference
 from mmm_core.scan.problem import Gradients, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Backend(Protocol):
@@ -69,8 +73,7 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.custom_op("mmm_core::selective_scan_backward", mutates_args=())
-def selective_scan_backward(
+def backward(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -95,6 +98,9 @@ def selective_scan_backward(
     return Gradients(*handed_over(grads, p.floating))
 
 
+selective_scan_backward = torch.library.custom_op("mmm_core::selective_scan_backward", backward, mutates_args=())
+
+
 @selective_scan_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     return fake(arguments[: len(Gradients._fields)])
@@ -106,17 +112,22 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(*tensors, output[2])
 
 
-def _backward(
-    ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None, _: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    if not ctx.saved:
-        raise RuntimeError("selective_scan: the call was traced with gradients off. Trace it again with them on.")
-    tensors = ctx.saved_tensors
-    if grad_out is None:
-        grad_out = torch.zeros_like(tensors[0])
-    flags = (ctx.delta_softplus, ctx.reverse, ctx.backend)
-    grads = selective_scan_backward(*tensors, grad_out, grad_final_state, *flags)
-    return (*taken(grads, tensors[:9], ctx.needs_input_grad[:9]), None, None, None, None, None)
+def _differentiate(run: Callable[..., Any]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The backward for autograd, by the operator or by its kernel."""
+
+    def differentiate(
+        ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None, _: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if not ctx.saved:
+            raise RuntimeError("selective_scan: the call was traced with gradients off. Trace it again with them on.")
+        tensors = ctx.saved_tensors
+        if grad_out is None:
+            grad_out = torch.zeros_like(tensors[0])
+        grads = run(*tensors, grad_out, grad_final_state, ctx.delta_softplus, ctx.reverse, ctx.backend)
+        return (*taken(grads, tensors[:9], ctx.needs_input_grad[:9]), None, None, None, None, None)
+
+    return differentiate
 
 
-selective_scan.register_autograd(_backward, setup_context=_setup_context)
+selective_scan.register_autograd(_differentiate(selective_scan_backward), setup_context=_setup_context)
+eager_selective_scan = differentiable("SelectiveScan", forward, _setup_context, _differentiate(backward))
