@@ -92,8 +92,9 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks, or only those named after `--`."""
-    install(session, *everything())
-    for script in session.posargs or sorted(path.stem for path in ROOT.glob("benchmarks/*.py")):
+    install(session, *everything(), "transformers", "mambapy")
+    scripts = sorted(path.stem for path in ROOT.glob("benchmarks/*.py") if path.stem != "timing")
+    for script in session.posargs or scripts:
         session.run("python", f"benchmarks/{script}.py")
 
 

@@ -127,7 +127,7 @@ def main() -> None:
         "transformers": lambda: theirs(word[:, None], cache=cache, use_cache=True),
     }
     millions = sum(parameter.numel() for parameter in stack.parameters()) / 1e6
-    times = measure(runs, ROUNDS, warm_up=5)
+    times = measure(runs, ROUNDS)
     print_timings(f"One token of a model of {millions:.0f} M parameters, float32 ({setting()})", times)
     print_at_most("step / products alone", ratio(times, "step", "products alone"), 1.5)
     print_figure("transformers / step", ratio(times, "transformers", "step"))

@@ -84,7 +84,7 @@ def time_both(layer: Mamba, mixer: MambaMixer) -> None:
         "layer": lambda: forward_and_backward(layer, x, grad),
         "transformers": lambda: forward_and_backward(mixer, x, grad),
     }
-    times = measure(runs, SLOW_ROUNDS, warm_up=0)
+    times = measure(runs, SLOW_ROUNDS)
     print_timings(f"l {SHORT}: forward + backward", times)
     print_at_least("transformers / layer", ratio(times, "transformers", "layer"), 50)
 

@@ -1,8 +1,4 @@
-"""What the benchmarks share: runs that take turns, their medians, and figures beside the limits asked of them.
-
-Whoever imports it has a C library that keeps the memory it is given back, for all that is timed alike. Else large
-tensors go back to the system after each call, and to get them again, cleared, takes longer than a scan of ours does.
-"""
+"""What the benchmarks share: runs that take turns, their medians, and figures beside the limits asked of them."""
 
 from __future__ import annotations
 
@@ -21,11 +17,6 @@ if TYPE_CHECKING:
 
 ROUNDS = 7
 
-if sys.platform == "linux":
-    TRIM_THRESHOLD, MMAP_MAX = -1, -4  # malloc.h
-    ctypes.CDLL(None).mallopt(TRIM_THRESHOLD, 2**31 - 1)
-    ctypes.CDLL(None).mallopt(MMAP_MAX, 0)
-
 
 class Timing(NamedTuple):
     """The median seconds of a run, and how far apart its quartiles are, as a part of the median."""
@@ -34,27 +25,37 @@ class Timing(NamedTuple):
     spread: float
 
 
-def measure(
-    runs: dict[str, Callable[[], object]], rounds: int = ROUNDS, calls: int = 1, warm_up: int = 1
-) -> dict[str, Timing]:
+def measure(runs: dict[str, Callable[[], object]], rounds: int = ROUNDS, calls: int = 1) -> dict[str, Timing]:
     """Time each run; they take turns, so that a busy moment of the machine meets them all.
+
+    A turn begins with a call that is not counted: the next finds caches and heap as this run leaves them, not as the
+    one before it did. What a call returns is kept until the next has returned, as by the loop of a program.
 
     Args:
         runs: What to time, by name.
         rounds: Turns.
         calls: Of each run in one turn; more than one where a call is too short for the clock.
-        warm_up: Turns before them that are not counted.
     Returns:
         The timing of one call, by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(warm_up + rounds):
+    for _ in range(rounds):
         for name, run in runs.items():
+            kept = run()
             start = time.perf_counter()
             for _ in range(calls):
-                run()
+                kept = run()
             seconds[name].append((time.perf_counter() - start) / calls)
-    return {name: timing(values[warm_up:]) for name, values in seconds.items()}
+            del kept
+    return {name: timing(values) for name, values in seconds.items()}
+
+
+def keep_memory() -> None:
+    """Let the C library keep the memory that it is given back, until the process ends."""
+    if sys.platform == "linux":
+        trim_threshold, mmap_max = -1, -4  # the names of malloc.h
+        ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
+        ctypes.CDLL(None).mallopt(mmap_max, 0)
 
 
 def timing(seconds: list[float]) -> Timing:
