@@ -11,7 +11,7 @@ constexpr int SCAN_TILE = 128;  // channels
 constexpr int FORWARD_BLOCK = MMM_BYTES == 64 ? 16 : 4;
 constexpr int BACKWARD_BLOCK = 4;
 constexpr int BACKWARD_VECTORS = MMM_BYTES == 64 ? 2 : 1;
-constexpr int64_t STREAMED = 1 << 21;  // bytes of a gradient
+constexpr int64_t STREAMED = 1 << 23;  // bytes of a gradient
 template <class Real>
 constexpr int STRIP = 2 * LANES<Real>;  // channels
 
