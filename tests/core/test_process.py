@@ -3,6 +3,8 @@
 What may hang or must start fresh runs in a process of its own.
 """
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -37,11 +39,17 @@ before = scan()
 
 
 def run(program: str) -> str:
-    """What a program printed; it starts with `START`, and is killed where it hangs."""
+    """What a program printed; it starts with `START`, and is killed with its children where it hangs."""
     code = START + textwrap.dedent(program)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes) as process:
+        try:
+            printed, complaints = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, complaints
+    return printed
 
 
 def scan():
