@@ -22,6 +22,9 @@ struct Array {
   int64_t stride[4];
 };
 
+// Positions between two checkpoints of a scan; mmm_core/scan/native.py knows it too.
+constexpr int SCAN_CHUNK = 16;
+
 // The sequences of a call: batch rows of one length, or, where `bounds` is given, pieces of one row.
 struct Sequences {
   int64_t rows;           // batch rows, or packed sequences

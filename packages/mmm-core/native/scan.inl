@@ -5,7 +5,7 @@
 // keeps the state that enters each chunk; the backward recomputes a chunk from it.
 // ../src/mmm_core/scan/README.md has the maths.
 
-constexpr int SCAN_CHUNK = 16;  // positions; mmm_core/scan/native.py knows it too
+using mmm::SCAN_CHUNK;          // positions
 constexpr int SCAN_TILE = 128;  // channels
 // What is worked on at once, so that it stays in registers: states, and in the backward vectors of channels.
 constexpr int FORWARD_BLOCK = MMM_BYTES == 64 ? 16 : 4;

@@ -226,7 +226,7 @@ class Tensors {
 // How a call's sequences stand: batch rows, or packed ones, in memory of exactly their size.
 struct Layout {
   Layout(Random& random, int64_t most) {
-    length = std::min(most, random.one_of({0, 1, 2, 3, 17, 31, 32, 33, 64, 65}));
+    length = std::min(most, random.one_of({0, 1, 2, 3, 15, 16, 17, 32, 33, 65}));
     batch = random.below(4);
     sequences = {batch, length, nullptr, random.coin()};
     if (random.coin()) return;
@@ -235,7 +235,7 @@ struct Layout {
     bounds.reset(new int64_t[size_t(sequences.rows + 1)]);
     bounds[0] = length = 0;
     for (int64_t row = 0; row < sequences.rows; ++row)
-      bounds[row + 1] = length += std::min(most, random.one_of({0, 0, 1, 5, 31, 32, 33, 65}));
+      bounds[row + 1] = length += std::min(most, random.one_of({0, 0, 1, 5, 15, 16, 17, 33}));
     sequences.length = length;
     sequences.bounds = bounds.get();
   }
@@ -245,9 +245,9 @@ struct Layout {
   std::unique_ptr<int64_t[]> bounds;
 };
 
-// As mmm_core/scan/native.py has it: the states that enter the chunks of 32 positions.
+// As mmm_core/scan/native.py has it: the states that enter the chunks.
 int64_t checkpoint_count(const Layout& layout) {
-  const int64_t chunks = (layout.length + 31) / 32;
+  const int64_t chunks = (layout.length + mmm::SCAN_CHUNK - 1) / mmm::SCAN_CHUNK;
   return layout.sequences.bounds ? chunks + layout.sequences.rows + 1 : layout.batch * chunks;
 }
 
