@@ -30,7 +30,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def isa(session: nox.Session) -> None:
     """Repeat the tests of the native kernels with each instruction set that this CPU has."""
-    install(session, "./packages/mmm-core", *TEST_TOOLS)
+    install(session, "./packages/mmm-core", "numpy", *TEST_TOOLS)  # torch warns where there is no NumPy
     program = "from mmm_core.native_library import AVAILABLE; print(*AVAILABLE)"
     names = session.run("python", "-c", program, silent=True)
     files = [f"tests/core/test_{name}.py" for name in ("isa", "native", "properties", "extremes", "threads")]
