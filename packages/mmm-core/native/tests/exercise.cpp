@@ -25,6 +25,7 @@ int mmm_core_use(const char* isa);
 const char* mmm_core_isa(void);
 void mmm_core_set_parallel_for(mmm::ParallelFor parallel_for);
 int mmm_core_scan(const mmm::ScanCall* call);
+int mmm_core_update(const mmm::ScanCall* call);
 int mmm_core_scan_backward(const mmm::ScanBackwardCall* call);
 int mmm_core_conv(const mmm::ConvCall* call);
 int mmm_core_conv_backward(const mmm::ConvBackwardCall* call);
@@ -338,7 +339,7 @@ void exercise_step(Random& random) {
       Random start;
       tensors.results[i]->fill(start, -1, 1);
     }
-    return mmm_core_scan(&scan) || mmm_core_conv(&conv);
+    return mmm_core_update(&scan) || mmm_core_conv(&conv);
   });
 }
 
