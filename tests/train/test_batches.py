@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from mmm_train import DataError, Tokenizer, read_metadata
 from mmm_train.data import Examples, batches, shuffled
@@ -63,6 +64,26 @@ def test_order_and_start(examples: Examples) -> None:
     assert torch.equal(torch.cat([batch.images for batch in batches(examples, 5, order=order)]), images)
     assert torch.equal(torch.cat([batch.images for batch in batches(examples, 5, order=order, start=1)]), images[5:])
     assert list(batches(examples, 5, order=order, start=3)) == []
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_pictures_are_read_once_where_they_fit_in_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    data = read_metadata(folder)
+    size = len(data.pictures) * 3 * 16 * 16
+    monkeypatch.setattr(Examples, "KEEP", size if kept else size - 1)
+    examples = Examples(data, Tokenizer.learn(["it"]), (), 16)
+    before = [example.image for example in examples]
+    Image.new("RGB", (16, 16), "white").save(folder / "7.png")
+    after = [example.image for example in examples]
+    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [kept or i != 7 for i in range(12)]
+
+
+def test_changes_leave_the_picture_that_is_kept(examples: Examples) -> None:
+    examples.change = lambda image, index: image.mul_(2)
+    first, again = examples[0].image, examples[0].image
+    assert torch.equal(first, again)
 
 
 def test_workers_give_the_same_batches(examples: Examples, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mmm_train import DataError, Picture, Question, QuestionSet
-from mmm_train.data import Augment, check_pictures, open_picture, to_tensor
+from mmm_train.data import Augment, check_pictures, open_picture, to_bytes, to_tensor
 
 
 def noise(width: int = 24, height: int = 16) -> Image.Image:
@@ -27,16 +27,16 @@ def test_values_and_axes(tmp_path: Path) -> None:
     image = Image.new("RGB", (2, 2), "black")
     image.putpixel((1, 0), (255, 0, 51))  # x, y
     image.save(tmp_path / "a.png")
-    values = to_tensor(open_picture(tmp_path / "a.png"), 2)
+    values = to_tensor(to_bytes(open_picture(tmp_path / "a.png"), 2))
     assert values.dtype == torch.float32
     assert values[:, 0, 1].tolist() == pytest.approx([1, -1, -0.6])
     assert (values[:, 1] == -1).all()
 
 
 def test_resized_only_where_sizes_differ() -> None:
-    exact = to_tensor(noise(16, 16), 16)
+    exact = to_tensor(to_bytes(noise(16, 16), 16))
     assert torch.equal(exact, (torch.tensor(noise(16, 16).get_flattened_data()).T.view(3, 16, 16) / 127.5 - 1))
-    assert to_tensor(noise(24, 16), 16).shape == (3, 16, 16)
+    assert to_tensor(to_bytes(noise(24, 16), 16)).shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
@@ -123,7 +123,7 @@ def test_all_pictures_are_checked(tmp_path: Path) -> None:
 
 
 def test_the_same_place_gives_the_same_change() -> None:
-    image = to_tensor(noise(16, 16), 16)
+    image = to_tensor(to_bytes(noise(16, 16), 16))
     change = Augment(flip=True, shift=3, seed=0, epoch=2)
     changed = [change(image, index) for index in range(20)]
     assert all(torch.equal(again, change(image, index)) for index, again in enumerate(changed))
@@ -133,7 +133,7 @@ def test_the_same_place_gives_the_same_change() -> None:
 
 
 def test_flip_mirrors_about_half() -> None:
-    image = to_tensor(noise(16, 16), 16)
+    image = to_tensor(to_bytes(noise(16, 16), 16))
     change = Augment(flip=True, shift=0, seed=0, epoch=0)
     flipped = [torch.equal(change(image, index), image.flip(-1)) for index in range(200)]
     kept = [torch.equal(change(image, index), image) for index in range(200)]

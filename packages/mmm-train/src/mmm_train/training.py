@@ -17,6 +17,7 @@ from mmm_train.data import (
     open_picture,
     read_sets,
     read_test_set,
+    to_bytes,
     to_tensor,
 )
 from mmm_train.data.batches import Example
@@ -116,7 +117,7 @@ def ask(run: Run, picture: str | Path, question: str) -> list[tuple[str, float]]
     words = run.tokenizer.encode(question)
     if not words:
         raise DataError(f"question: at least one word was expected, got {question!r}.")
-    image = to_tensor(open_picture(picture), run.config.model.image_size)
+    image = to_tensor(to_bytes(open_picture(picture), run.config.model.image_size))
     batch = collate([Example(image, [torch.tensor(words)], [0])])
     model = run.load_model(pick_device(run.config.train.device))
     found = zip(run.answers, probabilities(model, batch)[0].tolist(), strict=True)

@@ -3,7 +3,7 @@
 from mmm_train.data.batches import Batch, Examples, batches, collate, shuffled
 from mmm_train.data.easy_vqa import EASY_VQA, read_easy_vqa
 from mmm_train.data.metadata import read_metadata
-from mmm_train.data.pictures import Augment, check_pictures, open_picture, to_tensor
+from mmm_train.data.pictures import Augment, check_pictures, open_picture, to_bytes, to_tensor
 from mmm_train.data.questions import Picture, Question, QuestionSet
 from mmm_train.data.sources import read_sets, read_test_set
 from mmm_train.data.tokenizer import PAD, Tokenizer
@@ -27,5 +27,6 @@ __all__ = [
     "read_sets",
     "read_test_set",
     "shuffled",
+    "to_bytes",
     "to_tensor",
 ]

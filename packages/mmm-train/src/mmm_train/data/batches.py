@@ -11,14 +11,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from mmm_train.data.pictures import open_picture, to_tensor
+from mmm_train.data.pictures import open_picture, to_bytes, to_tensor
 from mmm_train.data.questions import QuestionSet
 from mmm_train.data.tokenizer import PAD, Tokenizer
 from mmm_train.errors import DataError
 from mmm_train.seeds import derive
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float, Int, UInt8
     from torch import Tensor
 
 Change = Callable[["Float[Tensor, 'c y x']", int], "Float[Tensor, 'c y x']"]
@@ -59,12 +59,17 @@ class Examples(Dataset[Example]):
         image_size: Side of a picture in pixels.
     """
 
+    KEEP = 2**28
+    """Bytes of pictures that a set may keep in memory; those of a larger set are read anew in each epoch."""
+
     def __init__(self, data: QuestionSet, tokenizer: Tokenizer, answers: Sequence[str], image_size: int) -> None:
         number = {answer: index for index, answer in enumerate(answers)}
         words = {text: torch.tensor(tokenizer.encode(text)) for text in {q.text for q in data.questions}}
         self.data = data
         self.image_size = image_size
         self.change: Change | None = None
+        self._keeps = len(data.pictures) * 3 * image_size**2 <= self.KEEP
+        self._kept: dict[int, UInt8[Tensor, "c y x"]] = {}
         self._questions = [[words[question.text] for question in p.questions] for p in data.pictures]
         self._answers = [
             [number.get(question.answer, NO_SUCH_ANSWER) for question in p.questions] for p in data.pictures
@@ -74,10 +79,18 @@ class Examples(Dataset[Example]):
         return len(self.data.pictures)
 
     def __getitem__(self, index: int) -> Example:
-        image = to_tensor(open_picture(self.data.pictures[index].path), self.image_size)
+        image = to_tensor(self._read(index))
         if self.change:
             image = self.change(image, index)
         return Example(image, self._questions[index], self._answers[index])
+
+    def _read(self, index: int) -> UInt8[Tensor, "c y x"]:
+        values = self._kept.get(index)
+        if values is None:
+            values = to_bytes(open_picture(self.data.pictures[index].path), self.image_size)
+            if self._keeps:
+                self._kept[index] = values
+        return values
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -21,7 +21,7 @@ from mmm_train.errors import DataError
 from mmm_train.seeds import derive
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, UInt8
     from torch import Tensor
 
 # What Pillow's decoders raise at broken files.
@@ -59,18 +59,22 @@ def _kind(error: Exception, reason: str) -> str:
     return reason.rstrip(".") or type(error).__name__
 
 
-def to_tensor(image: Image.Image, size: int) -> Float[Tensor, "c y x"]:
-    """Resize a picture to a square where it is none of that size, and scale its values to [-1, 1].
+def to_bytes(image: Image.Image, size: int) -> UInt8[Tensor, "c y x"]:
+    """Resize a picture to a square where it is none of that size.
 
     Args:
         image: An RGB picture.
         size: Side of the square in pixels.
     Returns:
-        `(3, size, size)` in float32.
+        `(3, size, size)`, values from 0 to 255.
     """
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-    values = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (c, y, x)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (c, y, x)
+
+
+def to_tensor(values: UInt8[Tensor, "c y x"]) -> Float[Tensor, "c y x"]:
+    """Scale the values of a picture to [-1, 1], in float32."""
     return values.float() / 127.5 - 1
 
 
