@@ -144,7 +144,9 @@ def test_gradient_reaches_every_parameter_and_pixel(make_vit, options, size):
 def test_initialisation():
     model = VisionTransformer(ViTConfig(image_size=64, patch_size=4, dim=64, depth=2, heads=4, **EVERYTHING))
     for name, parameter in model.state_dict().items():
-        if name.endswith("qkv.weight") or name == "pos_embed":
+        if name.endswith(("qkv.weight", "attn.proj.weight", "fc1.weight", "fc2.weight")):
+            assert parameter.std() == pytest.approx((2 / sum(parameter.shape)) ** 0.5, rel=0.05)
+        if name == "pos_embed":
             assert parameter.std() == pytest.approx(0.02, rel=0.05)
         if name.endswith(("qkv.bias", "fc1.bias", "norm1.bias")):
             assert not parameter.any()
