@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mmm_train.training
-from mmm_train import Config
+from mmm_train import Config, demo_config
 from mmm_train.cli import COMMANDS, main
 
 SIZES = {"dim": 16, "depth": 1, "d_state": 4, "heads": 2, "image_size": 16}
@@ -186,7 +186,8 @@ def test_demo_takes_every_option(monkeypatch: pytest.MonkeyPatch, mmm: Command) 
     assert mmm("demo")[0] == 0
     assert mmm(*["demo", "--fusion", "concat", "--epochs", "3", "--seed", "5", "--out", "x"])[0] == 0
     (first, folder), (second, out) = seen
-    assert (first.data.train, first.model.fusion, folder) == ("easy-vqa", "mlp", Path("runs/demo"))
+    assert (first, folder) == (demo_config(), Path("runs/demo"))
+    assert (first.data.train, first.model.fusion, first.train.epochs) == ("easy-vqa", "mlp", 24)
     assert (second.model.fusion, second.train.epochs, second.train.seed, out) == ("concat", 3, 5, Path("x"))
 
 

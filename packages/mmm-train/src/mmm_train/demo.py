@@ -6,10 +6,11 @@ from mmm_train.config import Config, DataConfig, ModelConfig, TrainConfig
 from mmm_train.data.easy_vqa import EASY_VQA
 
 
-def demo_config(fusion: str = "mlp", epochs: int = 10, seed: int = 0) -> Config:
+def demo_config(fusion: str = "mlp", epochs: int = 24, seed: int = 0) -> Config:
     """The settings of `mmm demo`.
 
-    No answer of easy-vqa depends on sides or places, so its pictures may be mirrored and moved.
+    No answer of easy-vqa depends on sides or places, so its pictures may be mirrored and moved. Its smallest shapes are
+    8 pixels wide: larger patches would hide what they are.
 
     Args:
         fusion: Name of the fusion method.
@@ -20,6 +21,6 @@ def demo_config(fusion: str = "mlp", epochs: int = 10, seed: int = 0) -> Config:
     """
     return Config(
         data=DataConfig(train=EASY_VQA, flip=True, shift=4),
-        model=ModelConfig(fusion=fusion),
-        train=TrainConfig(epochs=epochs, seed=seed),
+        model=ModelConfig(fusion=fusion, dim=64, depth=6, patch_size=8, encoder_dim=64, encoder_depth=3),
+        train=TrainConfig(epochs=epochs, lr=1e-3, seed=seed),
     )
