@@ -45,7 +45,7 @@ def main() -> None:
         trainers = {backend: trainer(method.name, learn) for backend in BACKENDS}
         check(trainers)
         runs = {backend: partial(step, backend, each, forever(each)) for backend, each in trainers.items()}
-        times = measure(runs, ROUNDS, warm_up=3)
+        times = measure(runs, ROUNDS)
         print_timings(method.name, times)
         value = ratio(times, "chunked", "native")
         if method.name == default.model.fusion:
