@@ -168,3 +168,44 @@ void write_rows(const mmm::Array& to, const Real* from, int apart, const Block& 
     default: return write_rows_as<WIDTH>(reinterpret_cast<Float16*>(to.data), from, apart, block);
   }
 }
+
+// As `read` and `write`, for the states of a tile, which stand channel by channel in memory: squares of them are
+// transposed in registers where they are of the arithmetic's type.
+template <class Real>
+bool in_squares(const mmm::Array& x, const Block& block) {
+  return mmm::size_of(x.dtype) == sizeof(Real) && block.row_stride == 1 && block.rows % LANES<Real> == 0;
+}
+
+template <class Real>
+void read_states(Real* to, int width, const mmm::Array& from, const Block& block) {
+  constexpr int W = LANES<Real>;
+  if (!in_squares<Real>(from, block)) return read(to, width, from, block);
+  const Real* at = reinterpret_cast<const Real*>(from.data) + block.offset;
+  const int whole = block.count / W * W;
+  for (int c = 0; c < whole; c += W)
+    for (int n = 0; n < block.rows; n += W) {
+      Vector<Real> square[W];
+      for (int i = 0; i < W; ++i) std::memcpy(&square[i], at + (c + i) * block.stride + n, sizeof square[i]);
+      transpose<W / 2>(square);
+      for (int i = 0; i < W; ++i) vector_at(to + (n + i) * width + c) = square[i];
+    }
+  for (int n = 0; n < block.rows; ++n)
+    for (int c = whole; c < width; ++c) to[n * width + c] = c < block.count ? at[c * block.stride + n] : 0;
+}
+
+template <class Real>
+void write_states(const mmm::Array& to, const Real* from, int width, const Block& block) {
+  constexpr int W = LANES<Real>;
+  if (!in_squares<Real>(to, block)) return write(to, from, width, block);
+  Real* at = reinterpret_cast<Real*>(to.data) + block.offset;
+  const int whole = block.count / W * W;
+  for (int c = 0; c < whole; c += W)
+    for (int n = 0; n < block.rows; n += W) {
+      Vector<Real> square[W];
+      for (int i = 0; i < W; ++i) square[i] = vector_at(from + (n + i) * width + c);
+      transpose<W / 2>(square);
+      for (int i = 0; i < W; ++i) std::memcpy(at + (c + i) * block.stride + n, &square[i], sizeof square[i]);
+    }
+  for (int c = whole; c < block.count; ++c)
+    for (int n = 0; n < block.rows; ++n) at[c * block.stride + n] = from[n * width + c];
+}

@@ -49,6 +49,15 @@ struct ScanTile {
 
   static int64_t parts(const mmm::ScanCall& call) { return (call.e / call.groups + SCAN_TILE - 1) / SCAN_TILE; }
   static int64_t tasks(const mmm::ScanCall& call) { return call.sequences.rows * call.groups * parts(call); }
+  // Short sequences that a task of the backward takes together: they share sums.
+  static int64_t together(const mmm::ScanCall& call) {
+    const mmm::Sequences& sequences = call.sequences;
+    const int64_t length = sequences.bounds ? sequences.length / std::max<int64_t>(1, sequences.rows) : sequences.length;
+    return std::min<int64_t>(8, std::max<int64_t>(1, 64 / std::max<int64_t>(1, length)));
+  }
+  static int64_t row_blocks(const mmm::ScanCall& call) {
+    return (call.sequences.rows + together(call) - 1) / together(call);
+  }
   static int64_t cost(const mmm::ScanCall& call) {
     const mmm::Sequences& sequences = call.sequences;
     int64_t positions = sequences.bounds ? sequences.length / std::max<int64_t>(1, sequences.rows) : sequences.length;
@@ -144,7 +153,7 @@ struct ScanWork {
 
   // What stays the same for all chunks: A in units of log2, D and delta's bias.
   void read_parameters(const mmm::ScanCall& call, const ScanTile& tile) {
-    read(A, SCAN_TILE, call.A, tile.states_of(call.A, n));
+    read_states(A, SCAN_TILE, call.A, tile.states_of(call.A, n));
     for (int i = 0; i < n * SCAN_TILE; ++i) A[i] *= Constants<Real>::LOG2E;
     read_vector(D, call.D, tile);
     read_vector(bias, call.delta_bias, tile);
@@ -245,9 +254,8 @@ void scan_strip(const mmm::ScanCall& call, const ScanTile& tile, int64_t chunk, 
 
 template <class Real>
 void scan_tile(const mmm::ScanCall& call, const ScanTile& tile, ScanWork<Real>& work) {
-  work.read_parameters(call, tile);
   if (call.initial_state.data)
-    read(work.h, SCAN_TILE, call.initial_state, tile.row_states_of(call.initial_state, call.n));
+    read_states(work.h, SCAN_TILE, call.initial_state, tile.row_states_of(call.initial_state, call.n));
   else
     std::fill(work.h, work.h + call.n * SCAN_TILE, Real(0));
   for (int64_t chunk = 0; chunk < tile.chunks; ++chunk) {
@@ -256,7 +264,7 @@ void scan_tile(const mmm::ScanCall& call, const ScanTile& tile, ScanWork<Real>& 
     work.read_projections(call, tile, chunk);
     for (int strip = 0; strip < tile.width; strip += STRIP<Real>) scan_strip(call, tile, chunk, strip, work);
   }
-  write(call.final_state, work.h, SCAN_TILE, tile.row_states_of(call.final_state, call.n));
+  write_states(call.final_state, work.h, SCAN_TILE, tile.row_states_of(call.final_state, call.n));
 }
 
 // What the backward needs beside the forward's scratch.
@@ -397,24 +405,24 @@ void retreat_all(const ScanBackwardWork<Real>& work, int strip, int width, int s
 // Sums that several tasks have a part in: each writes its own, then they are added in order, whatever thread made them.
 template <class Real>
 struct ScanParts {
-  static int64_t sequence_size(const mmm::ScanCall& call) { return call.e * (call.n + 2); }
+  static int64_t block_size(const mmm::ScanCall& call) { return call.e * (call.n + 2); }
   static int64_t positions(const mmm::ScanCall& call) {
     const mmm::Sequences& sequences = call.sequences;
     return sequences.bounds ? sequences.length : sequences.rows * sequences.length;
   }
   static int64_t part_size(const mmm::ScanCall& call) { return positions(call) * call.groups * call.n; }
   static int64_t size(const mmm::ScanCall& call) {
-    return call.sequences.rows * sequence_size(call) + 2 * ScanTile::parts(call) * part_size(call);
+    return ScanTile::row_blocks(call) * block_size(call) + 2 * ScanTile::parts(call) * part_size(call);
   }
 
-  ScanParts(Real* at, const mmm::ScanCall& call) : call(call), sequences(at) {
-    B = at + call.sequences.rows * sequence_size(call);
+  ScanParts(Real* at, const mmm::ScanCall& call) : call(call), row_blocks(at) {
+    B = at + ScanTile::row_blocks(call) * block_size(call);
     C = B + ScanTile::parts(call) * part_size(call);
   }
 
-  // A sequence's sums over its positions: A's gradient state by state, then D's and delta_bias's.
-  Real* of_sequence(int64_t row, int64_t which, int64_t channel) const {
-    return sequences + row * sequence_size(call) + which * call.e + channel;
+  // The sums over the positions of a block of rows: A's gradient state by state, then D's and delta_bias's.
+  Real* of_rows(int64_t block, int64_t which, int64_t channel) const {
+    return row_blocks + block * block_size(call) + which * call.e + channel;
   }
   // A tile's sums over its channels, as a tensor (b, l, g, n).
   mmm::Array of_tile(Real* sums, int64_t part) const {
@@ -424,7 +432,7 @@ struct ScanParts {
   }
 
   const mmm::ScanCall& call;
-  Real *sequences, *B, *C;
+  Real *row_blocks, *B, *C;
 };
 
 // A strip of a chunk, whose states enter in `h` and whose leaving states' gradients stand in `grad_h`.
@@ -516,14 +524,10 @@ template <class Real>
 void scan_tile_backward(const mmm::ScanBackwardCall& whole, const ScanTile& tile, ScanBackwardWork<Real>& work,
                         const ScanParts<Real>& parts) {
   const mmm::ScanCall& call = whole.forward;
-  work.read_parameters(call, tile);
   if (whole.grad_final_state.data)
-    read(work.grad_h, SCAN_TILE, whole.grad_final_state, tile.row_states_of(whole.grad_final_state, call.n));
+    read_states(work.grad_h, SCAN_TILE, whole.grad_final_state, tile.row_states_of(whole.grad_final_state, call.n));
   else
     std::fill(work.grad_h, work.grad_h + call.n * SCAN_TILE, Real(0));
-  std::fill(work.grad_A, work.grad_A + call.n * SCAN_TILE, Real(0));
-  std::fill(work.grad_D, work.grad_D + SCAN_TILE, Real(0));
-  std::fill(work.grad_bias, work.grad_bias + SCAN_TILE, Real(0));
   const mmm::Array parts_B = parts.of_tile(parts.B, tile.part), parts_C = parts.of_tile(parts.C, tile.part);
   for (int64_t chunk = tile.chunks - 1; chunk >= 0; --chunk) {
     read_rows<SCAN_TILE>(work.h, SCAN_TILE, call.checkpoints, tile.checkpoint_of(call, chunk));
@@ -534,12 +538,28 @@ void scan_tile_backward(const mmm::ScanBackwardCall& whole, const ScanTile& tile
     write_sums(parts_B, work.sums_B, tile, chunk, int(call.n));
     write_sums(parts_C, work.sums_C, tile, chunk, int(call.n));
   }
-  for (int n = 0; n < call.n; ++n)
-    std::copy_n(work.grad_A + n * SCAN_TILE, tile.width, parts.of_sequence(tile.row, n, tile.channel));
-  std::copy_n(work.grad_D, tile.width, parts.of_sequence(tile.row, call.n, tile.channel));
-  std::copy_n(work.grad_bias, tile.width, parts.of_sequence(tile.row, call.n + 1, tile.channel));
   if (whole.grad_initial_state.data)
-    write(whole.grad_initial_state, work.grad_h, SCAN_TILE, tile.row_states_of(whole.grad_initial_state, call.n));
+    write_states(whole.grad_initial_state, work.grad_h, SCAN_TILE, tile.row_states_of(whole.grad_initial_state, call.n));
+}
+
+// A tile of the channels of a block of rows, whose sums over positions are added up as they come.
+template <class Real>
+void scan_rows_backward(const mmm::ScanBackwardCall& whole, int64_t task, ScanBackwardWork<Real>& work,
+                        const ScanParts<Real>& parts) {
+  const mmm::ScanCall& call = whole.forward;
+  const int64_t rows = call.sequences.rows, blocks = ScanTile::row_blocks(call), block = task % blocks;
+  const int64_t first = block * ScanTile::together(call), last = std::min(rows, first + ScanTile::together(call)) - 1;
+  const ScanTile any(call, task / blocks * rows + first);
+  work.read_parameters(call, any);
+  std::fill(work.grad_A, work.grad_A + call.n * SCAN_TILE, Real(0));
+  std::fill(work.grad_D, work.grad_D + SCAN_TILE, Real(0));
+  std::fill(work.grad_bias, work.grad_bias + SCAN_TILE, Real(0));
+  for (int64_t row = first; row <= last; ++row)
+    scan_tile_backward(whole, ScanTile(call, task / blocks * rows + row), work, parts);
+  for (int n = 0; n < call.n; ++n)
+    std::copy_n(work.grad_A + n * SCAN_TILE, any.width, parts.of_rows(block, n, any.channel));
+  std::copy_n(work.grad_D, any.width, parts.of_rows(block, call.n, any.channel));
+  std::copy_n(work.grad_bias, any.width, parts.of_rows(block, call.n + 1, any.channel));
 }
 
 // The sum of `count` rows that stand `apart` numbers behind each other, in their order.
@@ -577,18 +597,18 @@ int add_up_tiles(const mmm::ScanBackwardCall& whole, const ScanParts<Real>& part
   });
 }
 
-// The gradients of A, D and delta_bias: over the sequences.
+// The gradients of A, D and delta_bias: over the blocks of rows.
 template <class Real>
-int add_up_sequences(const mmm::ScanBackwardCall& whole, const ScanParts<Real>& parts) {
+int add_up_rows(const mmm::ScanBackwardCall& whole, const ScanParts<Real>& parts) {
   const mmm::ScanCall& call = whole.forward;
-  const int64_t tiles = (call.e + SCAN_TILE - 1) / SCAN_TILE, rows = call.sequences.rows;
-  return mmm::for_each_piece(tiles, rows * call.n * SCAN_TILE, [&](int64_t begin, int64_t end) {
+  const int64_t tiles = (call.e + SCAN_TILE - 1) / SCAN_TILE, blocks = ScanTile::row_blocks(call);
+  return mmm::for_each_piece(tiles, blocks * call.n * SCAN_TILE, [&](int64_t begin, int64_t end) {
     alignas(64) Real total[SCAN_TILE];
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t channel = tile * SCAN_TILE;
       const int width = int(std::min<int64_t>(SCAN_TILE, call.e - channel));
       for (int64_t n = 0; n < call.n + 2; ++n) {
-        add_up(total, parts.of_sequence(0, n, channel), rows, parts.sequence_size(call), width);
+        add_up(total, parts.of_rows(0, n, channel), blocks, parts.block_size(call), width);
         const mmm::Array& grad = n < call.n ? whole.grad_A : n == call.n ? whole.grad_D : whole.grad_delta_bias;
         if (!grad.data) continue;
         int64_t offset = channel * grad.stride[0] + (n < call.n ? n * grad.stride[1] : 0);
@@ -607,7 +627,11 @@ int scan_as(const mmm::ScanCall& call) {
     mmm::Scratch<Real> scratch(ScanWork<Real>::size(call.n));
     if (!scratch.data()) return 1;
     ScanWork<Real> work(scratch.data(), call.n);
-    for (int64_t task = begin; task < end; ++task) scan_tile(call, ScanTile(call, task), work);
+    for (int64_t task = begin; task < end; ++task) {
+      const ScanTile tile(call, task);
+      if (task == begin || tile.row == 0) work.read_parameters(call, tile);
+      scan_tile(call, tile, work);
+    }
     if (call.checkpoints.data) finish_streams();
     return 0;
   });
@@ -624,16 +648,18 @@ int scan_backward_as(const mmm::ScanBackwardCall& whole) {
   mmm::expect_writes({&whole.grad_u, &whole.grad_delta, &whole.grad_z}, parts.positions(call) * call.e);
   // Three gradients of this size push each other out of the caches; written past them, their lines need no reading.
   const bool streams = parts.positions(call) * call.e * mmm::size_of(whole.grad_u.dtype) >= STREAMED;
-  int failed = mmm::for_each_piece(ScanTile::tasks(call), 3 * ScanTile::cost(call), [&](int64_t begin, int64_t end) {
+  const int64_t tasks = ScanTile::row_blocks(call) * call.groups * ScanTile::parts(call);
+  const int64_t cost = 3 * ScanTile::together(call) * ScanTile::cost(call);
+  int failed = mmm::for_each_piece(tasks, cost, [&](int64_t begin, int64_t end) {
     mmm::Scratch<Real> scratch(ScanBackwardWork<Real>::size(call.n));
     if (!scratch.data()) return 1;
     ScanBackwardWork<Real> work(scratch.data(), call.n);
     work.streams = streams;
-    for (int64_t task = begin; task < end; ++task) scan_tile_backward(whole, ScanTile(call, task), work, parts);
+    for (int64_t task = begin; task < end; ++task) scan_rows_backward(whole, task, work, parts);
     if (streams) finish_streams();
     return 0;
   });
-  return failed || add_up_tiles(whole, parts) || add_up_sequences(whole, parts);
+  return failed || add_up_tiles(whole, parts) || add_up_rows(whole, parts);
 }
 
 int scan_backward(const mmm::ScanBackwardCall& call) {

@@ -97,6 +97,27 @@ inline Vector<Real> sums(const Real* at) {
   }
 }
 
+// Swaps blocks of H lanes between vectors that are H apart: a stage of `transpose`.
+template <int H, class V, int... I>
+inline void swap_blocks(V& a, V& b, std::integer_sequence<int, I...>) {
+  constexpr int W = sizeof...(I);
+  const V low = __builtin_shufflevector(a, b, (I & H ? W + I - H : I)...);
+  b = __builtin_shufflevector(a, b, (I & H ? W + I : I + H)...);
+  a = low;
+}
+
+// Makes rows columns, in a square of as many vectors as each has lanes.
+template <int H, class V>
+inline void transpose(V* rows) {
+  if constexpr (H > 0) {
+    constexpr int W = sizeof(V) / sizeof(rows[0][0]);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i)
+      if ((i & H) == 0) swap_blocks<H>(rows[i], rows[i + H], std::make_integer_sequence<int, W>());
+    transpose<H / 2>(rows);
+  }
+}
+
 // Writes a vector past the caches, where the instruction set can; `finish_streams` before other threads read it.
 inline void stream(float* aligned, Vector<float> x) {
 #if defined(__AVX512F__)
