@@ -16,7 +16,7 @@ import torch
 from timing import print_at_most, print_figure, setting
 
 from mmm_core import selective_scan
-from mmm_core.scan.native import CHUNK
+from mmm_core.native_library import SCAN_CHUNK
 from mmm_core.testing import ScanCase, assert_correct
 
 SHAPES = ((1, 2048, 1536, 16), (8, 1024, 768, 16), (1, 16384, 512, 16), (1, 2048, 1536, 64))  # (b, l, e, n)
@@ -39,7 +39,7 @@ def main() -> None:
 def formula(b: int, l: int, e: int, n: int) -> int:
     """The bytes of docs/concepts/native.md, for one group, z, D and delta's bias."""
     output = b * l * e + b * e * n
-    kept = b * ceil(l / CHUNK) * e * n
+    kept = b * ceil(l / SCAN_CHUNK) * e * n
     gradients = 3 * b * l * e + 2 * b * l * n + e * n + 2 * e
     partial_sums = 2 * ceil(e / TILE) * b * l * n + b * e * (n + 2)
     return REAL * (output + kept + gradients + partial_sums)

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#define MMM_CORE_ABI 3
+#define MMM_CORE_ABI 4
 
 namespace mmm {
 
@@ -22,7 +22,7 @@ struct Array {
   int64_t stride[4];
 };
 
-// Positions between two checkpoints of a scan; mmm_core/scan/native.py knows it too.
+// Positions between two checkpoints of a scan.
 constexpr int SCAN_CHUNK = 16;
 
 // The sequences of a call: batch rows of one length, or, where `bounds` is given, pieces of one row.

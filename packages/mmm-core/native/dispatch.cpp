@@ -55,6 +55,9 @@ const Kernels* chosen = available.kernels[0];
 
 MMM_EXPORT int mmm_core_abi(void) { return MMM_CORE_ABI; }
 
+// Positions between two checkpoints of a scan, for which Python makes room.
+MMM_EXPORT int mmm_core_scan_chunk(void) { return mmm::SCAN_CHUNK; }
+
 // The name of an instruction set that this CPU has, widest first; null after the last.
 MMM_EXPORT const char* mmm_core_available(int place) {
   const mmm::Kernels* kernels = mmm::available.kernels[place];

@@ -19,14 +19,19 @@ inline float widen(BFloat16 x) {
 }
 
 inline float widen(Float16 x) {
+  constexpr uint32_t LEAST = 0x38800000;  // the smallest normal half, as a float
   uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = uint32_t(x.bits & 0x7fff) << 13;
-  // Numbers below the smallest normal half are made by the multiplication; infinities and NaN keep their exponent.
-  uint32_t bits = rest;
+  // Below it, the fraction is put behind it and it is taken away again: that works where denormal floats are flushed.
+  uint32_t small_bits = rest + LEAST;
+  float small, least;
+  std::memcpy(&small, &small_bits, sizeof small);
+  std::memcpy(&least, &LEAST, sizeof least);
+  small -= least;
+  std::memcpy(&small_bits, &small, sizeof small);
+  uint32_t bits = rest + (112u << 23);
+  bits = rest >= 0x7c00u << 13 ? rest | 0x7f800000 : bits;  // infinity and NaN
+  bits = (rest < 0x400u << 13 ? small_bits : bits) | sign;
   float y;
-  std::memcpy(&y, &bits, sizeof y);
-  y *= 0x1p112f;
-  std::memcpy(&bits, &y, sizeof y);
-  bits = (rest >= 0x7c00u << 13 ? bits | 0x7f800000 : bits) | sign;
   std::memcpy(&y, &bits, sizeof y);
   return y;
 }
@@ -153,7 +158,7 @@ void read_rows(Real* to, int apart, const mmm::Array& from, const Block& block) 
 template <int WIDTH, class Real>
 void write_rows(const mmm::Array& to, const Real* from, int apart, const Block& block, bool streams) {
   if constexpr (sizeof(Real) == 4) {
-    float* at = reinterpret_cast<float*>(to.data) + block.offset;
+    float* at = reinterpret_cast<float*>(to.data + block.offset * mmm::size_of(to.dtype));
     const uintptr_t line = reinterpret_cast<uintptr_t>(at) | uintptr_t(block.row_stride) * 4;
     if (streams && to.dtype == mmm::FLOAT32 && block.stride == 1 && block.count == WIDTH && line % 64 == 0) {
       for (int row = 0; row < block.rows; ++row, at += block.row_stride, from += apart)
@@ -187,10 +192,10 @@ void read_states(Real* to, int width, const mmm::Array& from, const Block& block
       Vector<Real> square[W];
       for (int i = 0; i < W; ++i) std::memcpy(&square[i], at + (c + i) * block.stride + n, sizeof square[i]);
       transpose<W / 2>(square);
-      for (int i = 0; i < W; ++i) vector_at(to + (n + i) * width + c) = square[i];
+      for (int i = 0; i < W; ++i) vector_at(to + int64_t(n + i) * width + c) = square[i];
     }
   for (int n = 0; n < block.rows; ++n)
-    for (int c = whole; c < width; ++c) to[n * width + c] = c < block.count ? at[c * block.stride + n] : 0;
+    for (int c = whole; c < width; ++c) to[int64_t(n) * width + c] = c < block.count ? at[c * block.stride + n] : 0;
 }
 
 template <class Real>
@@ -202,10 +207,10 @@ void write_states(const mmm::Array& to, const Real* from, int width, const Block
   for (int c = 0; c < whole; c += W)
     for (int n = 0; n < block.rows; n += W) {
       Vector<Real> square[W];
-      for (int i = 0; i < W; ++i) square[i] = vector_at(from + (n + i) * width + c);
+      for (int i = 0; i < W; ++i) square[i] = vector_at(from + int64_t(n + i) * width + c);
       transpose<W / 2>(square);
       for (int i = 0; i < W; ++i) std::memcpy(at + (c + i) * block.stride + n, &square[i], sizeof square[i]);
     }
   for (int c = whole; c < block.count; ++c)
-    for (int n = 0; n < block.rows; ++n) at[c * block.stride + n] = from[n * width + c];
+    for (int n = 0; n < block.rows; ++n) at[c * block.stride + n] = from[int64_t(n) * width + c];
 }

@@ -140,7 +140,7 @@ struct ScanWork {
   }
   static int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
 
-  ScanWork(Real* at, int64_t n) : positions(at), n(int(n)), projected(int(padded(n))) {
+  ScanWork(Real* at, int64_t n) : positions(at), n(n), projected(padded(n)) {
     at += SCAN_CHUNK * ROW;
     for (Real** array : {&A, &h}) *array = at, at += n * SCAN_TILE;
     for (Real** array : {&B, &C}) *array = at, at += SCAN_CHUNK * projected;
@@ -154,7 +154,7 @@ struct ScanWork {
   // What stays the same for all chunks: A in units of log2, D and delta's bias.
   void read_parameters(const mmm::ScanCall& call, const ScanTile& tile) {
     read_states(A, SCAN_TILE, call.A, tile.states_of(call.A, n));
-    for (int i = 0; i < n * SCAN_TILE; ++i) A[i] *= Constants<Real>::LOG2E;
+    for (int64_t i = 0; i < n * SCAN_TILE; ++i) A[i] *= Constants<Real>::LOG2E;
     read_vector(D, call.D, tile);
     read_vector(bias, call.delta_bias, tile);
   }
@@ -173,7 +173,7 @@ struct ScanWork {
   }
 
   Real *positions, *A, *h, *B, *C, *D, *bias;
-  int n, projected;
+  int64_t n, projected;
   bool streams = false;  // writes past the caches
 
  private:
@@ -187,7 +187,7 @@ struct ScanWork {
 
 // N states of one vector of channels over a chunk: `state` goes from the entering to the leaving one, y is added to.
 template <int N, class Real>
-void advance(const ScanWork<Real>& work, int first, int strip, int v, int steps, Ahead ahead) {
+void advance(const ScanWork<Real>& work, int64_t first, int strip, int v, int steps, Ahead ahead) {
   Vector<Real> state[N];
   const Real* A = work.A + first * SCAN_TILE + strip + v;
   Real* h = work.h + first * SCAN_TILE + strip + v;
@@ -210,9 +210,9 @@ void advance(const ScanWork<Real>& work, int first, int strip, int v, int steps,
 template <class Real>
 void advance_all(const ScanWork<Real>& work, int strip, int width, int steps, const Ahead& ahead) {
   int pass = 0;
-  const int passes = STRIP<Real> / LANES<Real> * std::max(1, work.n / FORWARD_BLOCK);
+  const int passes = STRIP<Real> / LANES<Real> * int(std::max<int64_t>(1, work.n / FORWARD_BLOCK));
   for (int v = 0; v < width; v += LANES<Real>) {
-    int first = 0;
+    int64_t first = 0;
     for (; first + FORWARD_BLOCK <= work.n; first += FORWARD_BLOCK)
       advance<FORWARD_BLOCK>(work, first, strip, v, steps, ahead.share(pass++, passes));
     for (; first + 4 <= work.n; first += 4) advance<4>(work, first, strip, v, steps, Ahead());
@@ -294,12 +294,13 @@ struct ScanBackwardWork : ScanWork<Real> {
 
 // N states of V vectors of channels, forward over a chunk and back. Adds to y and to the gradients of the input, of
 // delta, A, B and C; `grad_h` goes from the gradient of the leaving state to that of the entering one.
-template <int N, int V, class Real>
-void retreat(const ScanBackwardWork<Real>& work, int first, int strip, int v, int steps, Ahead ahead) {
+// PARTIAL: only `count` of their channels are there. The others are zeros, but for what an infinity makes of them.
+template <int N, int V, bool PARTIAL, class Real>
+void retreat(const ScanBackwardWork<Real>& work, int64_t first, int strip, int v, int count, int steps, Ahead ahead) {
   constexpr int W = LANES<Real>, SLOT = (2 * V + 2) * W;
   const Real* A = work.A + first * SCAN_TILE + strip + v;
   Real* const history = work.history;
-  const int states = first * SCAN_TILE + strip + v;
+  const int64_t states = first * SCAN_TILE + strip + v;
   {
     Vector<Real> state[N][V];
 #pragma GCC unroll 16
@@ -326,7 +327,10 @@ void retreat(const ScanBackwardWork<Real>& work, int first, int strip, int v, in
           vector_at(slot + (V + k) * W) = state[n][k];
           state[n][k] = decay * state[n][k] + input[k] * B[n];
           y[k] += state[n][k] * C[n];
-          sum = k == 0 ? grad_y[k] * state[n][k] : sum + grad_y[k] * state[n][k];
+          if (PARTIAL)
+            sum += only<Real>(grad_y[k] * state[n][k], count - k * W);
+          else
+            sum = k == 0 ? grad_y[k] * state[n][k] : sum + grad_y[k] * state[n][k];
         }
         vector_at(slot + 2 * V * W) = sum;
       }
@@ -340,7 +344,7 @@ void retreat(const ScanBackwardWork<Real>& work, int first, int strip, int v, in
 #pragma GCC unroll 4
     for (int k = 0; k < V; ++k) {
       grad[n][k] = vector_at(work.grad_h + states + n * SCAN_TILE + k * W);
-      grad_A[n][k] = vector_at(work.grad_A + states + n * SCAN_TILE + k * W);
+      grad_A[n][k] = Vector<Real>{};  // a chunk's sum is added to the whole's at its end: fewer roundings in a row
     }
   for (int t = steps - 1; t >= 0; --t) {
     const Real *B = work.B + t * work.projected + first, *C = work.C + t * work.projected + first;
@@ -358,7 +362,10 @@ void retreat(const ScanBackwardWork<Real>& work, int first, int strip, int v, in
 #pragma GCC unroll 4
       for (int k = 0; k < V; ++k) {
         grad[n][k] += grad_y[k] * C[n];
-        sum = k == 0 ? grad[n][k] * input[k] : sum + grad[n][k] * input[k];
+        if (PARTIAL)
+          sum += only<Real>(grad[n][k] * input[k], count - k * W);
+        else
+          sum = k == 0 ? grad[n][k] * input[k] : sum + grad[n][k] * input[k];
         grad_input[k] += grad[n][k] * B[n];
         grad[n][k] *= vector_at(slot + k * W);
         const Vector<Real> exponent = grad[n][k] * vector_at(slot + (V + k) * W);
@@ -378,7 +385,7 @@ void retreat(const ScanBackwardWork<Real>& work, int first, int strip, int v, in
 #pragma GCC unroll 4
     for (int k = 0; k < V; ++k) {
       vector_at(work.grad_h + states + n * SCAN_TILE + k * W) = grad[n][k];
-      vector_at(work.grad_A + states + n * SCAN_TILE + k * W) = grad_A[n][k];
+      vector_at(work.grad_A + states + n * SCAN_TILE + k * W) += grad_A[n][k];
     }
   // The sums over the channels: W positions and states at a time.
   Real *sums_C = work.sums_C + first * SCAN_CHUNK, *sums_B = work.sums_B + first * SCAN_CHUNK;
@@ -389,17 +396,25 @@ void retreat(const ScanBackwardWork<Real>& work, int first, int strip, int v, in
   }
 }
 
+template <bool PARTIAL, class Real>
+void retreat_vectors(const ScanBackwardWork<Real>& work, int strip, int v, int count, int steps, const Ahead& ahead) {
+  constexpr int N = BACKWARD_BLOCK, V = BACKWARD_VECTORS;
+  const int blocks = int(std::max<int64_t>(1, work.n / N)), pass = v / (V * LANES<Real>) * blocks;
+  const int passes = STRIP<Real> / LANES<Real> / V * blocks;
+  int64_t first = 0;
+  for (; first + N <= work.n; first += N)
+    retreat<N, V, PARTIAL>(work, first, strip, v, count, steps, ahead.share(pass + int(first / N), passes));
+  for (; first < work.n; ++first) retreat<1, V, PARTIAL>(work, first, strip, v, count, steps, Ahead());
+}
+
 template <class Real>
 void retreat_all(const ScanBackwardWork<Real>& work, int strip, int width, int steps, const Ahead& ahead) {
-  constexpr int N = BACKWARD_BLOCK, V = BACKWARD_VECTORS;
-  int pass = 0;
-  const int passes = STRIP<Real> / LANES<Real> / V * std::max(1, work.n / N);
-  for (int v = 0; v < width; v += V * LANES<Real>) {
-    int first = 0;
-    for (; first + N <= work.n; first += N)
-      retreat<N, V>(work, first, strip, v, steps, ahead.share(pass++, passes));
-    for (; first < work.n; ++first) retreat<1, V>(work, first, strip, v, steps, Ahead());
-  }
+  constexpr int TOGETHER = BACKWARD_VECTORS * LANES<Real>;
+  for (int v = 0; v < width; v += TOGETHER)
+    if (v + TOGETHER <= width)
+      retreat_vectors<false>(work, strip, v, TOGETHER, steps, ahead);
+    else
+      retreat_vectors<true>(work, strip, v, width - v, steps, ahead);
 }
 
 // Sums that several tasks have a part in: each writes its own, then they are added in order, whatever thread made them.
@@ -440,16 +455,16 @@ template <class Real>
 void scan_strip_backward(const mmm::ScanBackwardCall& whole, const ScanTile& tile, int64_t chunk, int strip,
                          ScanBackwardWork<Real>& work) {
   const mmm::ScanCall& call = whole.forward;
-  constexpr int TOGETHER = BACKWARD_VECTORS * LANES<Real>;  // the recurrence takes whole ones; zeros fill the last
-  const int steps = tile.steps(chunk);
-  const int width = (std::min(STRIP<Real>, tile.width - strip) + TOGETHER - 1) / TOGETHER * TOGETHER;
+  constexpr int TOGETHER = BACKWARD_VECTORS * LANES<Real>;
+  const int steps = tile.steps(chunk), channels = std::min(STRIP<Real>, tile.width - strip);
+  const int width = (channels + TOGETHER - 1) / TOGETHER * TOGETHER;  // zeros fill the last vectors
   work.read_field(U, call.u, tile, chunk, strip);
   work.read_field(DELTA, call.delta, tile, chunk, strip);
   work.read_field(GRAD_Y, whole.grad_out, tile, chunk, strip);
   if (call.z.data) work.read_field(Z, call.z, tile, chunk, strip);
   for (int v = 0; v < width; v += LANES<Real>) {
     const Vector<Real> D = vector_at(work.D + strip + v), bias = vector_at(work.bias + strip + v);
-    Vector<Real> grad_D = vector_at(work.grad_D + strip + v);
+    Vector<Real> grad_D = {};
     for (int t = 0; t < steps; ++t) {
       const Vector<Real> u = work.at(t, U, v);
       Vector<Real> delta = work.at(t, DELTA, v) + bias, grad_y = work.at(t, GRAD_Y, v);
@@ -469,7 +484,7 @@ void scan_strip_backward(const mmm::ScanBackwardCall& whole, const ScanTile& til
       work.at(t, GRAD_Y, v) = grad_y;
       work.at(t, GRAD_INPUT, v) = work.at(t, GRAD_DELTA, v) = Vector<Real>{};
     }
-    vector_at(work.grad_D + strip + v) = grad_D;
+    vector_at(work.grad_D + strip + v) += grad_D;
   }
   Ahead ahead;
   if (chunk > 0) {
@@ -482,10 +497,10 @@ void scan_strip_backward(const mmm::ScanBackwardCall& whole, const ScanTile& til
   if (!work.streams)
     for (const mmm::Array* x : {&whole.grad_u, &whole.grad_delta, &whole.grad_z})
       ahead.add(*x, tile.positions(*x, chunk, strip, STRIP<Real>));
-  retreat_all(work, strip, width, steps, ahead);
+  retreat_all(work, strip, channels, steps, ahead);
   for (int v = 0; v < width; v += LANES<Real>) {
     const Vector<Real> D = vector_at(work.D + strip + v);
-    Vector<Real> grad_bias = vector_at(work.grad_bias + strip + v);
+    Vector<Real> grad_bias = {};
     for (int t = 0; t < steps; ++t) {
       const Vector<Real> grad_input = work.at(t, GRAD_INPUT, v);
       Vector<Real> grad_delta = work.at(t, GRAD_DELTA, v) * Constants<Real>::LN2 + grad_input * work.at(t, U, v);
@@ -497,7 +512,7 @@ void scan_strip_backward(const mmm::ScanBackwardCall& whole, const ScanTile& til
       work.at(t, GRAD_INPUT, v) = grad_u;
       work.at(t, Z, v) *= work.at(t, Y, v);
     }
-    vector_at(work.grad_bias + strip + v) = grad_bias;
+    vector_at(work.grad_bias + strip + v) += grad_bias;
   }
   work.write_field(GRAD_INPUT, whole.grad_u, tile, chunk, strip);
   work.write_field(GRAD_DELTA, whole.grad_delta, tile, chunk, strip);
@@ -511,10 +526,10 @@ void write_block(Real* to, const Real* sums, const Block& block) {
 }
 
 template <class Real>
-void write_sums(const mmm::Array& part, const Real* sums, const ScanTile& tile, int64_t chunk, int n) {
+void write_sums(const mmm::Array& part, const Real* sums, const ScanTile& tile, int64_t chunk, int64_t n) {
   const Block block = tile.projections(part, chunk, n);
   Real* to = reinterpret_cast<Real*>(part.data) + block.offset;
-  int first = 0;
+  int64_t first = 0;
   for (; first + BACKWARD_BLOCK <= n; first += BACKWARD_BLOCK)
     write_block<BACKWARD_BLOCK>(to + first, sums + first * SCAN_CHUNK, block);
   for (; first < n; ++first) write_block<1>(to + first, sums + first * SCAN_CHUNK, block);
@@ -535,8 +550,8 @@ void scan_tile_backward(const mmm::ScanBackwardCall& whole, const ScanTile& tile
     for (Real* sums : {work.sums_B, work.sums_C}) std::fill(sums, sums + SCAN_CHUNK * work.projected, Real(0));
     for (int strip = 0; strip < tile.width; strip += STRIP<Real>)
       scan_strip_backward(whole, tile, chunk, strip, work);
-    write_sums(parts_B, work.sums_B, tile, chunk, int(call.n));
-    write_sums(parts_C, work.sums_C, tile, chunk, int(call.n));
+    write_sums(parts_B, work.sums_B, tile, chunk, call.n);
+    write_sums(parts_C, work.sums_C, tile, chunk, call.n);
   }
   if (whole.grad_initial_state.data)
     write_states(whole.grad_initial_state, work.grad_h, SCAN_TILE, tile.row_states_of(whole.grad_initial_state, call.n));
@@ -556,18 +571,25 @@ void scan_rows_backward(const mmm::ScanBackwardCall& whole, int64_t task, ScanBa
   std::fill(work.grad_bias, work.grad_bias + SCAN_TILE, Real(0));
   for (int64_t row = first; row <= last; ++row)
     scan_tile_backward(whole, ScanTile(call, task / blocks * rows + row), work, parts);
-  for (int n = 0; n < call.n; ++n)
+  for (int64_t n = 0; n < call.n; ++n)
     std::copy_n(work.grad_A + n * SCAN_TILE, any.width, parts.of_rows(block, n, any.channel));
   std::copy_n(work.grad_D, any.width, parts.of_rows(block, call.n, any.channel));
   std::copy_n(work.grad_bias, any.width, parts.of_rows(block, call.n + 1, any.channel));
 }
 
-// The sum of `count` rows that stand `apart` numbers behind each other, in their order.
+// The sum of `count` rows of at most SCAN_TILE numbers that stand `apart` numbers behind each other, in their order:
+// by groups, so that fewer roundings stand in a row.
 template <class Real>
 void add_up(Real* to, const Real* from, int64_t count, int64_t apart, int width) {
+  constexpr int64_t GROUP = 64;
   std::fill(to, to + width, Real(0));
-  for (int64_t k = 0; k < count; ++k)
-    for (int i = 0; i < width; ++i) to[i] += from[k * apart + i];
+  for (int64_t first = 0; first < count; first += GROUP) {
+    alignas(64) Real group[SCAN_TILE];
+    std::fill(group, group + width, Real(0));
+    for (int64_t k = first; k < std::min(count, first + GROUP); ++k)
+      for (int i = 0; i < width; ++i) group[i] += from[k * apart + i];
+    for (int i = 0; i < width; ++i) to[i] += group[i];
+  }
 }
 
 // The gradients of B and C: over the tiles of each group.

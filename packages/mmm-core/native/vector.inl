@@ -77,6 +77,15 @@ inline V clamped(V x, Real low, Real high) {
   return x > highs ? highs : x;
 }
 
+// The first `count` lanes of x, and zeros.
+template <class Real>
+inline Vector<Real> only(Vector<Real> x, int count) {
+  using Whole = typename VectorOf<Real>::Whole;
+  Whole lane;
+  for (int i = 0; i < LANES<Real>; ++i) lane[i] = i;
+  return lane < Whole{} + count ? x : Vector<Real>{};
+}
+
 // Of the lanes of a and b in groups of 2 H: the first H of each group, or with OFFSET = H the others.
 template <int H, int OFFSET, class V, int... I>
 inline V halves(V a, V b, std::integer_sequence<int, I...>) {

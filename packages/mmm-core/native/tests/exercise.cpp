@@ -82,7 +82,6 @@ struct Random {
   std::mt19937_64 engine;
 };
 
-int64_t bytes_of(int64_t dtype) { return dtype == mmm::FLOAT64 ? 8 : dtype == mmm::FLOAT32 ? 4 : 2; }
 
 void store(char* at, int64_t dtype, double value) {
   const float single = float(value);
@@ -116,7 +115,7 @@ class Tensor {
       reach += (sizes[axis] - 1) * array.stride[axis];
     }
     if (count == 0) return;  // as torch has it: no memory
-    size = (reach + 1) * bytes_of(dtype);
+    size = (reach + 1) * mmm::size_of(dtype);
     data.reset(static_cast<char*>(std::malloc(size_t(size))));
     array.data = data.get();
     std::memset(array.data, UNWRITTEN, size_t(size));
@@ -131,7 +130,7 @@ class Tensor {
     std::vector<bool> element(size_t(size), false);
     each([&](const char* at) {
       bool unwritten = true;
-      for (int64_t i = 0; i < bytes_of(array.dtype); ++i) {
+      for (int64_t i = 0; i < mmm::size_of(array.dtype); ++i) {
         unwritten = unwritten && static_cast<unsigned char>(at[i]) == UNWRITTEN;
         element[size_t(at - array.data + i)] = true;
       }
@@ -157,7 +156,7 @@ class Tensor {
       int64_t offset = 0, rest = place;
       for (size_t axis = sizes_.size(); axis-- > 0; rest /= sizes_[axis])
         offset += rest % sizes_[axis] * array.stride[axis];
-      run(array.data + offset * bytes_of(array.dtype));
+      run(array.data + offset * mmm::size_of(array.dtype));
     }
   }
 
@@ -273,7 +272,7 @@ void exercise_scan(Random& random) {
   forward.run([&] { return mmm_core_scan(&call); });
 
   // Packed sequences leave some of it unwritten; it is contiguous.
-  const size_t size = size_t(checkpoint_count(layout) * e * n * bytes_of(arithmetic));
+  const size_t size = size_t(checkpoint_count(layout) * e * n * mmm::size_of(arithmetic));
   std::unique_ptr<char[]> checkpoints(new char[size]);
   std::memset(checkpoints.get(), UNWRITTEN, size);
   call.checkpoints = {checkpoints.get(), arithmetic, {0, 1, 0, 0}};

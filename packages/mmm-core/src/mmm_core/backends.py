@@ -67,8 +67,8 @@ def why_not(backend: str, name: str, device: torch.device) -> str | None:
     kind = device.type
     if _NEEDS.get(backend, kind) != kind:
         return f"`{name}` is on {kind}"
-    if backend == "native":
-        return native_library.WHY_NOT
+    if backend == "native":  # what is compiled looks for its instruction set when it runs
+        return native_library.MISSING if torch.compiler.is_compiling() else native_library.WHY_NOT
     if backend in ("triton", "mamba_ssm"):
         return "this version of mmm-core has no GPU kernels"
     return None
@@ -106,7 +106,7 @@ def choose(where: str, forced: str | None, name: str, device: torch.device) -> s
         forced, asked_by = _forced(), VARIABLE
     _follow_environment()
     if forced is None:
-        wrong_isa = native_library.wrong_isa()
+        wrong_isa = None if torch.compiler.is_compiling() else native_library.wrong_isa()
         if wrong_isa is not None and device.type == "cpu":
             raise BackendUnavailable(f"{where}: {wrong_isa}")
         return next(backend for backend in NAMES if why_not(backend, name, device) is None)
@@ -125,6 +125,8 @@ def _with_isa(backend: str) -> str:
 
 def _follow_environment() -> None:
     """`MMM_CORE_ISA` counts as it stands now, as `MMM_CORE_BACKEND` does."""
+    if torch.compiler.is_compiling():
+        return
     if (os.environ.get(native_library.VARIABLE) or None) != native_library.FORCED:
         native_library.follow_environment()
 

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # as of `torch.autograd.grad(..., is_grads_batched=True)`
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 def eager(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether nobody but the kernel, and autograd, has a part in a call.
+    """Whether nobody but the kernel, and autograd, has a part in a call on these tensors.
 
     The operator is called where somebody has: torch.compile, torch.export or a trace, which look for a node; a mode, as
     of fake tensors or of a counter of operations; a transform of torch.func; a profiler; a subclass of Tensor; a tensor
@@ -24,8 +25,8 @@ def eager(tensors: Iterable[Tensor | None]) -> bool:
     """
     if torch.compiler.is_compiling() or _observed():
         return False
-    for x in tensors:  # noqa: SIM110  (a generator takes twice as long)
-        if x is not None and (type(x) not in _PLAIN or x.is_neg()):
+    for x in tensors:
+        if x is not None and (type(x) not in _PLAIN or x.is_neg() or x._is_zerotensor() or _is_batched(x)):
             return False
     return True
 
@@ -50,7 +51,7 @@ def differentiable(
         name: What `grad_fn` shows.
         forward: The kernel.
         setup_context: As of `torch.library.register_autograd`.
-        backward: Likewise, calling its kernel directly; it can be run once, as the operator's.
+        backward: Likewise; where its gradients are `eager` it may call a kernel directly. It can be run once.
     Returns:
         `forward` with a gradient.
     """

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmm_core.errors import BackendUnavailable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-ABI = 3
+ABI = 4
 VARIABLE = "MMM_CORE_ISA"
 _NAMES = {"win32": "mmm_core_native.dll", "darwin": "libmmm_core_native.dylib"}
 NAME = _NAMES.get(sys.platform, "libmmm_core_native.so")
@@ -78,6 +80,8 @@ MISSING: str | None = _loaded if isinstance(_loaded, str) else None
 """Why there is no library; None where there is one."""
 AVAILABLE: tuple[str, ...] = () if LIBRARY is None else _available(LIBRARY)
 """The instruction sets that can be used here, widest first."""
+SCAN_CHUNK: int = 1 if LIBRARY is None else LIBRARY.mmm_core_scan_chunk()
+"""Positions between two checkpoints of a scan."""
 FORCED: str | None = None
 """The instruction set that `MMM_CORE_ISA` forced when it was last looked at."""
 ISA: str | None = None
@@ -138,7 +142,7 @@ def array(x: Tensor | None) -> tuple[int, ...]:
     """A tensor as the library takes it: its address, dtype and four strides; zeros where it is absent."""
     if x is None:
         return _ABSENT
-    return (x.data_ptr(), _DTYPES[x.dtype], *x.stride(), *_ZEROS[4 - x.ndim])
+    return (_address(x), _DTYPES[x.dtype], *x.stride(), *_ZEROS[4 - x.ndim])
 
 
 def token(x: Tensor | None, axes: int = 3) -> tuple[int, ...]:
@@ -149,7 +153,15 @@ def token(x: Tensor | None, axes: int = 3) -> tuple[int, ...]:
     if x is None:
         return _ABSENT
     stride = x.stride()
-    return (x.data_ptr(), _DTYPES[x.dtype], stride[0], *_ZEROS[axes - len(stride)], *stride[1:], *_ZEROS[4 - axes])
+    return (_address(x), _DTYPES[x.dtype], stride[0], *_ZEROS[axes - len(stride)], *stride[1:], *_ZEROS[4 - axes])
+
+
+def _address(x: Tensor) -> int:
+    """Where a tensor's numbers stand; null, which means absent, only where it has none."""
+    address = x.data_ptr()
+    if address == 0 and x.numel() > 0:
+        raise ValueError(f"mmm_core: a tensor of shape {tuple(x.shape)} has no memory. Pass a clone of it.")
+    return address
 
 
 def sequences(rows: int, length: int, bounds: Tensor | None, reverse: bool) -> tuple[int, ...]:
@@ -160,10 +172,15 @@ def sequences(rows: int, length: int, bounds: Tensor | None, reverse: bool) -> t
 
 
 def call(operation: str, words: Sequence[int]) -> None:
-    """Call an operation of the library, which is there: `choose` said so.
+    """Call an operation of the library, which is there: `choose` said so, if only when the call was compiled.
 
     Raises:
+        BackendUnavailable: Since then, `MMM_CORE_ISA` has been set to what this CPU lacks.
         MemoryError: The kernel found no memory for its scratch.
     """
+    if (os.environ.get(VARIABLE) or None) != FORCED:
+        follow_environment()
+    if WHY_NOT is not None:
+        raise BackendUnavailable(f"mmm_core: {wrong_isa()}")
     if getattr(LIBRARY, operation)(pack(f"{len(words)}q", *words)) != 0:
         raise MemoryError("mmm_core: the native kernel found no memory for its scratch. Use a smaller batch.")

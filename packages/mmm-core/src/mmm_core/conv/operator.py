@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from mmm_core.arithmetic import autocast_off
 from mmm_core.conv import chunked, native, reference
 from mmm_core.conv.problem import Gradients, Problem
-from mmm_core.eager import differentiable
+from mmm_core.eager import differentiable, eager
 from mmm_core.gradients import fake, handed_over, taken
 
 if TYPE_CHECKING:
@@ -89,18 +90,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(run: Callable[..., Any]) -> Callable[..., tuple[Tensor | None, ...]]:
+def _differentiate(
+    run: Callable[..., Any], ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None
+) -> tuple[Tensor | None, ...]:
     """The backward for autograd, by the operator or by its kernel."""
-
-    def differentiate(ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        if grad_out is None:
-            grad_out = torch.zeros_like(tensors[0])
-        grads = run(*tensors, grad_out, grad_final_state, ctx.silu, ctx.reverse, ctx.backend)
-        return (*taken(grads, tensors[:4], ctx.needs_input_grad[:4]), None, None, None, None)
-
-    return differentiate
+    tensors = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(tensors[0])
+    grads = run(*tensors, grad_out, grad_final_state, ctx.silu, ctx.reverse, ctx.backend)
+    return (*taken(grads, tensors[:4], ctx.needs_input_grad[:4]), None, None, None, None)
 
 
-causal_conv1d.register_autograd(_differentiate(causal_conv1d_backward), setup_context=_setup_context)
-eager_causal_conv1d = differentiable("CausalConv1d", forward, _setup_context, _differentiate(backward))
+def _differentiate_eagerly(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _differentiate(backward if eager(grads) else causal_conv1d_backward, ctx, *grads)
+
+
+_differentiate_traced = partial(_differentiate, causal_conv1d_backward)
+causal_conv1d.register_autograd(_differentiate_traced, setup_context=_setup_context)
+eager_causal_conv1d = differentiable("CausalConv1d", forward, _setup_context, _differentiate_eagerly)

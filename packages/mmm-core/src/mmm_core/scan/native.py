@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmm_core.arithmetic import arithmetic_dtype
-from mmm_core.native_library import array, call, sequences, token
+from mmm_core.native_library import SCAN_CHUNK, array, call, sequences, token
 from mmm_core.scan.problem import Gradients, Problem
 from mmm_core.sequences import whole_bounds
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNK = 16  # positions between two checkpoints; native/scan.inl knows it too
-
 
 def checkpoint_shape(p: Problem) -> tuple[int, ...]:
     """The state that enters each chunk of each sequence, one behind the other."""
     b, l, e, _, n = p.sizes
-    chunks = (l + CHUNK - 1) // CHUNK + (0 if p.cu_seqlens is None else p.cu_seqlens.shape[0])
+    chunks = (l + SCAN_CHUNK - 1) // SCAN_CHUNK + (0 if p.cu_seqlens is None else p.cu_seqlens.shape[0])
     return (b, chunks * e * n)
 
 

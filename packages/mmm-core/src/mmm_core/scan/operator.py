@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mmm_core.arithmetic import autocast_off
-from mmm_core.eager import differentiable
+from mmm_core.eager import differentiable, eager
 from mmm_core.gradients import fake, handed_over, taken
 from mmm_core.scan import chunked, native, reference
 from mmm_core.scan.problem import Gradients, Problem
@@ -112,22 +113,23 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(*tensors, output[2])
 
 
-def _differentiate(run: Callable[..., Any]) -> Callable[..., tuple[Tensor | None, ...]]:
+def _differentiate(
+    run: Callable[..., Any], ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
     """The backward for autograd, by the operator or by its kernel."""
-
-    def differentiate(
-        ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None, _: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        if not ctx.saved:
-            raise RuntimeError("selective_scan: the call was traced with gradients off. Trace it again with them on.")
-        tensors = ctx.saved_tensors
-        if grad_out is None:
-            grad_out = torch.zeros_like(tensors[0])
-        grads = run(*tensors, grad_out, grad_final_state, ctx.delta_softplus, ctx.reverse, ctx.backend)
-        return (*taken(grads, tensors[:9], ctx.needs_input_grad[:9]), None, None, None, None, None)
-
-    return differentiate
+    if not ctx.saved:
+        raise RuntimeError("selective_scan: the call was traced with gradients off. Trace it again with them on.")
+    tensors = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(tensors[0])
+    grads = run(*tensors, grad_out, grad_final_state, ctx.delta_softplus, ctx.reverse, ctx.backend)
+    return (*taken(grads, tensors[:9], ctx.needs_input_grad[:9]), None, None, None, None, None)
 
 
-selective_scan.register_autograd(_differentiate(selective_scan_backward), setup_context=_setup_context)
-eager_selective_scan = differentiable("SelectiveScan", forward, _setup_context, _differentiate(backward))
+def _differentiate_eagerly(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _differentiate(backward if eager(grads) else selective_scan_backward, ctx, *grads)
+
+
+_differentiate_traced = partial(_differentiate, selective_scan_backward)
+selective_scan.register_autograd(_differentiate_traced, setup_context=_setup_context)
+eager_selective_scan = differentiable("SelectiveScan", forward, _setup_context, _differentiate_eagerly)
