@@ -6,6 +6,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -120,3 +121,17 @@ def test_the_command_shows_what_the_environment_forces(forced, line):
         [sys.executable, "-m", "mmm_core"], env=environment, capture_output=True, text=True, check=True
     )
     assert f"\nnative     {line}\n" in run.stdout
+
+
+def test_what_is_compiled_follows_the_environment(monkeypatch):
+    inputs = {name: x.detach() for name, x in ScanCase().inputs().items()}
+    compiled = torch.compile(partial(selective_scan, delta_softplus=True), fullgraph=True, backend="aot_eager")
+    for isa in native_library.AVAILABLE:
+        monkeypatch.setenv("MMM_CORE_ISA", isa)
+        compiled(**inputs)
+        assert isa == native_library.ISA
+    monkeypatch.setenv("MMM_CORE_ISA", "sse9")
+    with pytest.raises(BackendUnavailable, match="mmm_core: MMM_CORE_ISA is 'sse9', and this CPU has"):
+        compiled(**inputs)
+    monkeypatch.delenv("MMM_CORE_ISA")
+    compiled(**inputs)

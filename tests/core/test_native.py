@@ -3,6 +3,7 @@
 Vectors are 2 to 16 channels wide, tiles 128 channels, blocks of the state up to 16, chunks 16 positions.
 """
 
+import mmap
 from functools import partial
 from itertools import product
 
@@ -74,6 +75,69 @@ def test_odd_sizes_match_the_oracle(case, dtype):
     assert_correct(case, operation_of(case), dtype)
 
 
+def close_to_the_definition(case, inputs):
+    """Check both passes in float32 against the definition in float64."""
+    actual = both_passes(case, scan, inputs)
+    definition = partial(selective_scan, backend="chunked")
+    exact = both_passes(case, definition, {name: x.double() for name, x in inputs.items()})
+    for name, expected in exact.items():
+        tolerance = (OUTPUT_TOLERANCE if name in ("output", "final state") else GRADIENT_TOLERANCE)[torch.float32]
+        assert rms_error_ratio(actual[name], expected) <= tolerance, name
+
+
+@pytest.mark.parametrize("least", [1e-3, 1e-2])
+@pytest.mark.parametrize("mean", [0, 1])
+def test_a_long_memory_is_exact(least, mean):
+    """Steps and transitions as a `Mamba` layer begins with: what a decay near 1 is off would add up."""
+    case = ScanCase(b=1, l=4096, e=24, n=16, delta_bias=False, delta_softplus=False, initial_state=False)
+    inputs = {name: x.detach() for name, x in case.inputs().items()}
+    inputs["u"] += mean
+    inputs["delta"] = least * (1e-1 / least) ** torch.rand(1, 4096, 24)  # log-uniform
+    inputs["A"] = -torch.arange(1.0, 17.0).expand(24, 16).clone()
+    close_to_the_definition(case, inputs)
+
+
+@pytest.mark.parametrize(("b", "l"), [(1, 65536), (30000, 1), (700, 40)])
+def test_sums_over_many_positions_and_rows_stay_exact(b, l):
+    case = ScanCase(b=b, l=l, e=10, n=2, initial_state=False)
+    close_to_the_definition(case, case.inputs())
+
+
+@pytest.mark.parametrize("name", ["B", "C", "initial_state"])
+def test_an_infinity_stays_where_the_definition_has_it(name):
+    case = ScanCase(b=2, l=20, e=17, n=4)
+    inputs = {key: x.detach().clone() for key, x in case.inputs().items()}
+    inputs[name][0, 3, 1] = float("inf")
+    actual, expected = (both_passes(case, partial(selective_scan, backend=b), inputs) for b in ("native", "reference"))
+    for key, x in actual.items():
+        assert torch.equal(x.isnan(), expected[key].isnan()), key
+        assert torch.equal(x.isinf(), expected[key].isinf()), key
+
+
+def test_every_half_is_read_and_written_as_it_is():
+    halves = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16).view(1, -1, 16)
+    for flushed in (False, True):
+        torch.set_flush_denormal(flushed)
+        try:
+            out = conv(halves, torch.full((16, 1), 2.0**9)).float()
+        finally:
+            torch.set_flush_denormal(False)
+        torch.testing.assert_close(out, (halves.float() * 2**9).half().float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_offsets_of_more_than_32_bits():
+    apart = 2**31 + 5  # numbers between two positions
+    memory = mmap.mmap(-1, 2 * (apart + 20))  # pages that nobody touches take no room
+    x = torch.frombuffer(memory, dtype=torch.float16).as_strided((1, 2, 20), (0, apart, 1))
+    x.copy_(torch.linspace(-1, 1, 40).view(1, 2, 20))
+    near, weight = x.clone(), torch.rand(20, 4)
+    assert torch.equal(conv(x, weight), conv(near, weight))
+    case = ScanCase(b=1, l=2, e=20, n=3, z=False, initial_state=False)
+    inputs = {name: tensor.detach() for name, tensor in case.inputs().items()}
+    far, close = (both_passes(case, scan, inputs | {"u": u}) for u in (x, near))
+    assert all(torch.equal(far[name], close[name]) for name in far)
+
+
 LARGE = {  # 9 MB a tensor: gradients go past the caches where rows are whole lines, else not
     "lines": ScanCase(b=1, l=2200, e=1040, n=2),
     "lines, reverse": ScanCase(b=1, l=2200, e=1024, n=1, reverse=True),
@@ -83,13 +147,7 @@ LARGE = {  # 9 MB a tensor: gradients go past the caches where rows are whole li
 
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE.keys())
 def test_large_tensors_are_written_as_small_ones_are(case):
-    inputs = case.inputs()
-    whole = both_passes(case, scan, inputs)
-    definition = partial(selective_scan, backend="chunked")
-    exact = both_passes(case, definition, {name: x.double() for name, x in inputs.items()})
-    for name, expected in exact.items():
-        tolerance = (OUTPUT_TOLERANCE if name in ("output", "final state") else GRADIENT_TOLERANCE)[torch.float32]
-        assert rms_error_ratio(whole[name], expected) <= tolerance, name
+    close_to_the_definition(case, case.inputs())
 
 
 @together

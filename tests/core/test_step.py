@@ -232,6 +232,54 @@ def test_one_output_alone_has_a_gradient(operation):
         assert all(torch.equal(x, y) for x, y in zip(alone, both, strict=True))
 
 
+def gradients_of(operation, differentiate):
+    """The gradients of a plain call and those that `differentiate` makes of an output and the inputs."""
+    run, case = WHOLE[operation]
+    inputs = [x.detach().requires_grad_() for x in case.inputs().values()]
+    outputs = [run(**dict(zip(case.inputs(), inputs, strict=True))) for _ in range(2)]
+    plain = torch.autograd.grad(outputs[0], inputs, torch.ones_like(outputs[0]))
+    return plain, differentiate(outputs[1], inputs)
+
+
+@operations
+def test_a_negated_gradient_is_read_as_it_looks(operation):
+    def differentiate(out, inputs):
+        whole = torch.complex(torch.zeros_like(out), out)  # its gradient is the negated view of a conjugate's part
+        return torch.autograd.grad(whole, inputs, torch.complex(torch.ones_like(out), torch.ones_like(out)).conj())
+
+    plain, negated = gradients_of(operation, differentiate)
+    assert all(torch.equal(x, -y) for x, y in zip(plain, negated, strict=True))
+
+
+@operations
+def test_a_gradient_of_nothing_but_zeros_is_zero(operation):
+    zeros = torch._efficientzerotensor  # what torch makes for gradients that are known to be zero
+    plain, grads = gradients_of(operation, lambda out, x: torch.autograd.grad(out, x, zeros(out.shape)))
+    assert all(torch.equal(y, torch.zeros_like(x)) for x, y in zip(plain, grads, strict=True))
+
+
+@operations
+def test_gradients_may_come_in_batches(operation):
+    def differentiate(out, inputs):
+        return torch.autograd.grad(out, inputs, torch.ones(2, *out.shape), is_grads_batched=True)
+
+    plain, batched = gradients_of(operation, differentiate)
+    for x, y in zip(plain, batched, strict=True):
+        torch.testing.assert_close(y, torch.stack((x, x)))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, inside
+@operations
+def test_compiled_autograd_keeps_a_node(operation):
+    def differentiate(out, inputs):
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            out.sum().backward()
+        return [x.grad for x in inputs]
+
+    plain, compiled = gradients_of(operation, differentiate)
+    assert all(torch.equal(x, y) for x, y in zip(plain, compiled, strict=True))
+
+
 @operations
 def test_a_gradient_has_no_gradient_of_its_own(operation):
     run, case = WHOLE[operation]
