@@ -18,6 +18,8 @@ namespace {
 #include "maths.inl"
 #include "rows.inl"
 #include "scan.inl"
+#include "scan_backward.inl"
+#include "exponentials.inl"
 #include "update.inl"
 #include "conv.inl"
 }  // namespace
