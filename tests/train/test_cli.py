@@ -104,7 +104,7 @@ def test_yaml_and_flags_mean_the_same(folder: Path, mmm: Command) -> None:
 def test_eval_on_other_pictures(run: str, folder: Path, mmm: Command) -> None:
     status, out, _ = mmm("eval", run, "--data.test", "pictures")
     assert status == 0
-    assert "24" in out
+    assert "32" in out
     folder.rename("moved")
     assert mmm("eval", run, "--data.test", "moved")[1] == out
 
@@ -187,7 +187,7 @@ def test_demo_takes_every_option(monkeypatch: pytest.MonkeyPatch, mmm: Command) 
     assert mmm(*["demo", "--fusion", "concat", "--epochs", "3", "--seed", "5", "--out", "x"])[0] == 0
     (first, folder), (second, out) = seen
     assert (first, folder) == (demo_config(), Path("runs/demo"))
-    assert (first.data.train, first.model.fusion, first.train.epochs) == ("easy-vqa", "mlp", 24)
+    assert (first.data.train, first.model.fusion, first.train.epochs) == ("easy-vqa", "mlp", 32)
     assert (second.model.fusion, second.train.epochs, second.train.seed, out) == ("concat", 3, 5, Path("x"))
 
 

@@ -82,7 +82,7 @@ def build_parser() -> ArgumentParser:
 def _demo_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--fusion", default="mlp", help="fusion method; `python -m mmm_fusion` lists them")
     parser.add_argument("--out", type=str, help="run folder (default: runs/demo, or the first free runs/demo-N)")
-    parser.add_argument("--epochs", type=int, default=24, help="passes over the training pictures")
+    parser.add_argument("--epochs", type=int, default=32, help="passes over the training pictures")
     parser.add_argument("--seed", type=int, default=0, help="start of every random number")
 
 

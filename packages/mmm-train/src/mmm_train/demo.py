@@ -6,7 +6,7 @@ from mmm_train.config import Config, DataConfig, ModelConfig, TrainConfig
 from mmm_train.data.easy_vqa import EASY_VQA
 
 
-def demo_config(fusion: str = "mlp", epochs: int = 24, seed: int = 0) -> Config:
+def demo_config(fusion: str = "mlp", epochs: int = 32, seed: int = 0) -> Config:
     """The settings of `mmm demo`.
 
     No answer of easy-vqa depends on sides or places, so its pictures may be mirrored and moved. Its smallest shapes are
