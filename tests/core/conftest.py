@@ -20,12 +20,15 @@ class Pool:
     def __init__(self) -> None:
         self.calls: list[list[tuple[int, int]]] = []
         self.piece: int | None = None  # the most tasks in a piece; None: all in one
+        self.fails = False
         self.function = ParallelFor(self._run)
 
     def _run(self, begin: int, end: int, grain: int, work: int, context: int) -> int:
         piece = self.piece or end - begin
         pieces = [(start, min(start + piece, end)) for start in range(begin, end, piece)]
         self.calls.append(pieces)
+        if self.fails:
+            return 1
         for start, stop in reversed(pieces):
             Work(work)(start, stop, context)
         return 0

@@ -94,7 +94,7 @@ def test_an_unknown_backend_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "begins", "ends"),
     [
-        ("NAME", "libabsent.so", "libabsent.so was not built; ", "where a C++17 compiler is at hand"),
+        ("NAME", "libabsent.so", "libabsent.so was not built; ", "where GCC 12 or newer, or Clang, is at hand"),
         ("NAME", "py.typed", "py.typed does not load (", "; reinstall mmm-core on this machine"),
         ("ABI", 99, native_library.NAME, f" has ABI {native_library.ABI}, this mmm_core needs 99; reinstall mmm-core"),
     ],

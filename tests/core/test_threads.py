@@ -93,3 +93,15 @@ def test_the_bounds_of_a_packed_call_may_be_of_any_kind(pool):
     results = [selective_scan(**inputs, delta_softplus=True, cu_seqlens=kind) for kind in kinds]
     assert_same(results[1:], [results[0]] * 2)
     assert len(pool.calls) == 3
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_pool_that_fails_is_said(backward, pool):
+    inputs = ScanCase(b=2, l=64, e=256, n=16).inputs()
+    out = selective_scan(**inputs)
+    pool.fails = True
+    with pytest.raises(RuntimeError) as raised:
+        out.sum().backward() if backward else selective_scan(**inputs)
+    assert str(raised.value) == (
+        "mmm_core: torch's threads could not run the native kernel. Try torch.set_num_threads(1)."
+    )

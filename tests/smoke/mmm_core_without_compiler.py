@@ -12,7 +12,7 @@ assert y.isfinite().all()
 print(explain())
 assert explain().chosen == "chunked"
 reason = dict(explain())["native"] or ""
-assert reason.endswith(" was not built; reinstall mmm-core where a C++17 compiler is at hand"), reason
+assert reason.endswith(" was not built; reinstall mmm-core where GCC 12 or newer, or Clang, is at hand"), reason
 u, A = torch.zeros(1, 1, 1), torch.zeros(1, 1)
 try:
     selective_scan(u, u, A, u, u, backend="native")

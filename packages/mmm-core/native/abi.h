@@ -65,7 +65,8 @@ struct ConvBackwardCall {
 using Work = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Work work, void* context);
 
-// What each instruction set's translation unit exports. A function returns 0, or 1 where memory ran out.
+// What each instruction set's translation unit exports. A function returns 0, 1 where memory ran out, or 2 where
+// the thread pool failed.
 struct Kernels {
   const char* isa;
   int (*scan)(const ScanCall&);

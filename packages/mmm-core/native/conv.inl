@@ -367,7 +367,7 @@ int conv_backward_as(const mmm::ConvBackwardCall& whole) {
     }
     return 0;
   });
-  return failed || add_up_conv<Real>(whole, parts.data());
+  return failed ? failed : add_up_conv<Real>(whole, parts.data());
 }
 
 int conv_backward(const mmm::ConvBackwardCall& call) {

@@ -80,7 +80,7 @@ MMM_EXPORT const char* mmm_core_isa(void) { return mmm::chosen->isa; }
 // The thread pool to run on, torch's `torch_parallel_for`; null for none.
 MMM_EXPORT void mmm_core_set_parallel_for(mmm::ParallelFor parallel_for) { mmm::parallel_for = parallel_for; }
 
-// The operations return 0, or 1 where memory ran out.
+// The operations return 0, 1 where memory ran out, or 2 where the thread pool failed.
 MMM_EXPORT int mmm_core_scan(const mmm::ScanCall* call) { return mmm::chosen->scan(*call); }
 MMM_EXPORT int mmm_core_scan_backward(const mmm::ScanBackwardCall* call) { return mmm::chosen->scan_backward(*call); }
 MMM_EXPORT int mmm_core_update(const mmm::ScanCall* call) { return mmm::chosen->update(*call); }

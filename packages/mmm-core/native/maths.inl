@@ -87,7 +87,7 @@ inline Vector<double> exp2(Vector<double> x) {
   return reinterpret_cast<Vector<double>>(_mm512_scalef_pd(reinterpret_cast<__m512d>(y), whole));
 }
 #else
-// 2^x; below the smallest normal number 0, above the largest infinity.
+// 2^x; below the smallest normal number 0, from 2^127.5 on (in double 2^1023.5) infinity.
 template <class V>
 inline V exp2(V x) {
   using Real = std::decay_t<decltype(x[0])>;

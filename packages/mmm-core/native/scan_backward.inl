@@ -396,7 +396,8 @@ int scan_backward_as(const mmm::ScanBackwardCall& whole) {
     if (streams) finish_streams();
     return 0;
   });
-  return failed || add_up_tiles(whole, parts) || add_up_rows(whole, parts);
+  if (failed == 0) failed = add_up_tiles(whole, parts);
+  return failed ? failed : add_up_rows(whole, parts);
 }
 
 int scan_backward(const mmm::ScanBackwardCall& call) {

@@ -38,7 +38,7 @@ def _load() -> ctypes.CDLL | str:
     """The library, or a sentence that says why there is none."""
     path = resources.files("mmm_core").joinpath(NAME)  # an editable install keeps it apart from the sources
     if not path.is_file():
-        return f"{NAME} was not built; reinstall mmm-core where a C++17 compiler is at hand"
+        return f"{NAME} was not built; reinstall mmm-core where GCC 12 or newer, or Clang, is at hand"
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -177,10 +177,14 @@ def call(operation: str, words: Sequence[int]) -> None:
     Raises:
         BackendUnavailable: Since then, `MMM_CORE_ISA` has been set to what this CPU lacks.
         MemoryError: The kernel found no memory for its scratch.
+        RuntimeError: Torch's thread pool failed.
     """
     if (os.environ.get(VARIABLE) or None) != FORCED:
         follow_environment()
     if WHY_NOT is not None:
         raise BackendUnavailable(f"mmm_core: {wrong_isa()}")
-    if getattr(LIBRARY, operation)(pack(f"{len(words)}q", *words)) != 0:
+    failed = getattr(LIBRARY, operation)(pack(f"{len(words)}q", *words))
+    if failed == 1:
         raise MemoryError("mmm_core: the native kernel found no memory for its scratch. Use a smaller batch.")
+    if failed:
+        raise RuntimeError("mmm_core: torch's threads could not run the native kernel. Try torch.set_num_threads(1).")

@@ -80,6 +80,7 @@ def causal_conv1d_update(
     Args:
         x: Input, `(b, e)`.
         state: The `k - 1` inputs before the token, `(b, e, k-1)`, oldest first; holds the newest on return.
+            It shares no memory with the others.
         weight: Taps, `(e, k)`, oldest first.
         bias: `(e,)`.
         activation: None or "silu".

@@ -93,7 +93,8 @@ def selective_state_update(
     For decoding: it records no gradient. `selective_scan` with `initial_state` and one position does.
 
     Args:
-        state: State before the token, `(b, e, n)`; holds the state after it on return.
+        state: State before the token, `(b, e, n)`; holds the state after it on return. It shares no memory
+            with the others.
         u: Input, `(b, e)`; `delta`, `z` likewise; `A`, `D`, `delta_bias` as in `selective_scan`.
         delta: Step sizes, `(b, e)`.
         A: Continuous transition, `(e, n)`.
