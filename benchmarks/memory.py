@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from timing import print_at_most, print_figure, setting
@@ -18,6 +19,9 @@ from timing import print_at_most, print_figure, setting
 from mmm_core import selective_scan
 from mmm_core.native_library import SCAN_CHUNK
 from mmm_core.testing import ScanCase, assert_correct
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHAPES = ((1, 2048, 1536, 16), (8, 1024, 768, 16), (1, 16384, 512, 16), (1, 2048, 1536, 64))  # (b, l, e, n)
 TILE = 128  # channels that share a partial sum; native/scan.inl
@@ -47,19 +51,18 @@ def formula(b: int, l: int, e: int, n: int) -> int:
 
 def measure(b: int, l: int, e: int, n: int) -> int:
     """The peak of one call and its gradients, in bytes above what was there before."""
-    once(ScanCase(b=1, l=65, e=8, n=n, initial_state=False))  # what is loaded or started at the first call
-    case = ScanCase(b=b, l=l, e=e, n=n, initial_state=False)
-    inputs, grad = case.inputs(), torch.ones(b, l, e)
+    both_passes(ScanCase(b=1, l=65, e=8, n=n, initial_state=False).inputs())  # what a first call loads or starts
+    inputs = ScanCase(b=b, l=l, e=e, n=n, initial_state=False).inputs()
+    grad = torch.ones(b, l, e)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     before = resident("VmRSS")
-    out = selective_scan(**inputs, delta_softplus=True, backend="native")
-    _grads = torch.autograd.grad(out, list(inputs.values()), grad)
+    both_passes(inputs, grad)
     return resident("VmHWM") - before
 
 
-def once(case: ScanCase) -> None:
-    inputs = case.inputs()
-    selective_scan(**inputs, delta_softplus=True, backend="native").sum().backward()
+def both_passes(inputs: dict[str, Tensor], grad: Tensor | None = None) -> None:
+    out = selective_scan(**inputs, delta_softplus=True, backend="native")
+    _grads = torch.autograd.grad(out, list(inputs.values()), torch.ones_like(out) if grad is None else grad)
 
 
 def resident(name: str) -> int:
