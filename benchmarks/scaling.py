@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from timing import measure, print_at_least, print_between, print_timings, ratio, setting
+from timing import keep_memory, measure, print_at_least, print_between, print_timings, ratio, setting
 
 from mmm_core import selective_scan
 from mmm_core.testing import ScanCase, assert_correct
@@ -27,6 +27,7 @@ ALONG_L = ("u", "delta", "B", "C", "z")
 
 
 def main() -> None:
+    keep_memory()  # else short calls are charged for the system's clearing of pages, which has no share in their length
     assert_correct(ScanCase(l=65), partial(selective_scan, backend="native"), torch.float32)
     print(f"The native scan against length and threads ({setting()})")
     time_lengths()
