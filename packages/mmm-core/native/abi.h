@@ -31,6 +31,9 @@ struct Sequences {
   int64_t length;         // positions in a batch row
   const int64_t* bounds;  // rows + 1 cumulative lengths, or null
   int64_t reverse;
+
+  int64_t positions() const { return bounds ? length : rows * length; }
+  int64_t mean_length() const { return bounds ? length / (rows > 0 ? rows : 1) : length; }
 };
 
 struct ScanCall {

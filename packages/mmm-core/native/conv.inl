@@ -26,15 +26,9 @@ struct ConvTile {
 
   static int64_t parts(const mmm::ConvCall& call) { return (call.e + CONV_TILE - 1) / CONV_TILE; }
   static int64_t tasks(const mmm::ConvCall& call) { return call.sequences.rows * parts(call); }
-  static int64_t size(const mmm::ConvCall& call) {
-    const mmm::Sequences& sequences = call.sequences;
-    return (sequences.bounds ? 1 : sequences.rows) * sequences.length * call.e;
-  }
   // In exponentials: the activation and about four products each; the states weigh as much as positions.
   static int64_t cost(const mmm::ConvCall& call) {
-    const mmm::Sequences& sequences = call.sequences;
-    int64_t positions = sequences.bounds ? sequences.length / std::max<int64_t>(1, sequences.rows) : sequences.length;
-    return (positions + call.taps) * (2 + call.taps / 4) * CONV_TILE;
+    return (call.sequences.mean_length() + call.taps) * (2 + call.taps / 4) * CONV_TILE;
   }
 
   int steps(int64_t first) const { return int(std::min<int64_t>(CONV_CHUNK, length - first)); }
@@ -118,10 +112,7 @@ struct ConvWork {
 
   void read_parameters(const mmm::ConvCall& call, const ConvTile& tile) const {
     read_columns(weight, call.weight, tile.taps_of(call.weight));
-    if (call.bias.data)
-      read(bias, CONV_TILE, call.bias, tile.channels_of(call.bias));
-    else
-      std::fill(bias, bias + CONV_TILE, Real(0));
+    read_or_zero(bias, CONV_TILE, call.bias, tile.channels_of(call.bias));
   }
 
   void read_initial_state(const mmm::ConvCall& call, const ConvTile& tile) const {
@@ -204,7 +195,7 @@ void conv_tile(const mmm::ConvCall& call, const ConvTile& tile, const ConvWork<R
 
 template <class Real>
 int conv_as(const mmm::ConvCall& call) {
-  mmm::expect_writes({&call.out}, ConvTile::size(call));
+  mmm::expect_writes({&call.out}, call.sequences.positions() * call.e);
   return mmm::for_each_piece(ConvTile::tasks(call), ConvTile::cost(call), [&](int64_t begin, int64_t end) {
     mmm::Scratch<Real> scratch(ConvWork<Real>::size(call.taps));
     if (!scratch.data()) return 1;
@@ -353,7 +344,7 @@ int conv_backward_as(const mmm::ConvBackwardCall& whole) {
   const mmm::ConvCall& call = whole.forward;
   mmm::Scratch<Real> parts(call.sequences.rows * (call.taps + 1) * call.e);
   if (!parts.data()) return 1;
-  mmm::expect_writes({&whole.grad_x}, ConvTile::size(call));
+  mmm::expect_writes({&whole.grad_x}, call.sequences.positions() * call.e);
   int failed = mmm::for_each_piece(ConvTile::tasks(call), 3 * ConvTile::cost(call), [&](int64_t begin, int64_t end) {
     mmm::Scratch<Real> scratch(ConvBackwardWork<Real>::size(call.taps));
     if (!scratch.data()) return 1;

@@ -74,9 +74,20 @@ struct Block {
   int rows, count;
 };
 
+// Calls `use` with the data of a tensor as what it is.
+template <class Use>
+void with_type(const mmm::Array& x, const Use& use) {
+  switch (x.dtype) {
+    case mmm::FLOAT32: return use(reinterpret_cast<float*>(x.data));
+    case mmm::FLOAT64: return use(reinterpret_cast<double*>(x.data));
+    case mmm::BFLOAT16: return use(reinterpret_cast<BFloat16*>(x.data));
+    default: return use(reinterpret_cast<Float16*>(x.data));
+  }
+}
+
 template <class Real, class Stored>
-void read_as(Real* to, int width, const Stored* from, const Block& block) {
-  for (int row = 0; row < block.rows; ++row, to += width) {
+void read_as(Real* to, int width, int apart, const Stored* from, const Block& block) {
+  for (int row = 0; row < block.rows; ++row, to += apart) {
     const Stored* at = from + block.offset + row * block.row_stride;
     if (block.stride == 1)
       for (int i = 0; i < block.count; ++i) to[i] = Real(widen(at[i]));
@@ -87,8 +98,8 @@ void read_as(Real* to, int width, const Stored* from, const Block& block) {
 }
 
 template <class Real, class Stored>
-void write_as(Stored* to, const Real* from, int width, const Block& block) {
-  for (int row = 0; row < block.rows; ++row, from += width) {
+void write_as(Stored* to, const Real* from, int apart, const Block& block) {
+  for (int row = 0; row < block.rows; ++row, from += apart) {
     Stored* at = to + block.offset + row * block.row_stride;
     if (block.stride == 1)
       for (int i = 0; i < block.count; ++i) narrow(from[i], at[i]);
@@ -100,58 +111,44 @@ void write_as(Stored* to, const Real* from, int width, const Block& block) {
 // A block into rows of `width` numbers, padded with zeros.
 template <class Real>
 void read(Real* to, int width, const mmm::Array& from, const Block& block) {
-  switch (from.dtype) {
-    case mmm::FLOAT32: return read_as(to, width, reinterpret_cast<const float*>(from.data), block);
-    case mmm::FLOAT64: return read_as(to, width, reinterpret_cast<const double*>(from.data), block);
-    case mmm::BFLOAT16: return read_as(to, width, reinterpret_cast<const BFloat16*>(from.data), block);
-    default: return read_as(to, width, reinterpret_cast<const Float16*>(from.data), block);
-  }
+  with_type(from, [&](const auto* data) { read_as(to, width, width, data, block); });
+}
+
+// As `read`; of a tensor that is absent, zeros.
+template <class Real>
+void read_or_zero(Real* to, int width, const mmm::Array& from, const Block& block) {
+  if (from.data)
+    read(to, width, from, block);
+  else
+    std::fill(to, to + width, Real(0));
 }
 
 // The inverse of `read`; what stands in the padding stays behind.
 template <class Real>
 void write(const mmm::Array& to, const Real* from, int width, const Block& block) {
-  switch (to.dtype) {
-    case mmm::FLOAT32: return write_as(reinterpret_cast<float*>(to.data), from, width, block);
-    case mmm::FLOAT64: return write_as(reinterpret_cast<double*>(to.data), from, width, block);
-    case mmm::BFLOAT16: return write_as(reinterpret_cast<BFloat16*>(to.data), from, width, block);
-    default: return write_as(reinterpret_cast<Float16*>(to.data), from, width, block);
-  }
+  with_type(to, [&](auto* data) { write_as(data, from, width, block); });
 }
 
 // As `read` and `write`, for rows of WIDTH numbers that stand `apart`: what is whole and contiguous takes a few vectors.
 template <int WIDTH, class Real, class Stored>
 void read_rows_as(Real* to, int apart, const Stored* from, const Block& block) {
+  if (block.stride != 1 || block.count != WIDTH) return read_as(to, WIDTH, apart, from, block);
   const Stored* at = from + block.offset;
-  if (block.stride == 1 && block.count == WIDTH)
-    for (int row = 0; row < block.rows; ++row, at += block.row_stride, to += apart)
-      for (int i = 0; i < WIDTH; ++i) to[i] = Real(widen(at[i]));
-  else
-    for (int row = 0; row < block.rows; ++row, at += block.row_stride, to += apart) {
-      for (int i = 0; i < block.count; ++i) to[i] = Real(widen(at[i * block.stride]));
-      for (int i = block.count; i < WIDTH; ++i) to[i] = 0;
-    }
+  for (int row = 0; row < block.rows; ++row, at += block.row_stride, to += apart)
+    for (int i = 0; i < WIDTH; ++i) to[i] = Real(widen(at[i]));
 }
 
 template <int WIDTH, class Real, class Stored>
 void write_rows_as(Stored* to, const Real* from, int apart, const Block& block) {
+  if (block.stride != 1 || block.count != WIDTH) return write_as(to, from, apart, block);
   Stored* at = to + block.offset;
-  if (block.stride == 1 && block.count == WIDTH)
-    for (int row = 0; row < block.rows; ++row, at += block.row_stride, from += apart)
-      for (int i = 0; i < WIDTH; ++i) narrow(from[i], at[i]);
-  else
-    for (int row = 0; row < block.rows; ++row, at += block.row_stride, from += apart)
-      for (int i = 0; i < block.count; ++i) narrow(from[i], at[i * block.stride]);
+  for (int row = 0; row < block.rows; ++row, at += block.row_stride, from += apart)
+    for (int i = 0; i < WIDTH; ++i) narrow(from[i], at[i]);
 }
 
 template <int WIDTH, class Real>
 void read_rows(Real* to, int apart, const mmm::Array& from, const Block& block) {
-  switch (from.dtype) {
-    case mmm::FLOAT32: return read_rows_as<WIDTH>(to, apart, reinterpret_cast<const float*>(from.data), block);
-    case mmm::FLOAT64: return read_rows_as<WIDTH>(to, apart, reinterpret_cast<const double*>(from.data), block);
-    case mmm::BFLOAT16: return read_rows_as<WIDTH>(to, apart, reinterpret_cast<const BFloat16*>(from.data), block);
-    default: return read_rows_as<WIDTH>(to, apart, reinterpret_cast<const Float16*>(from.data), block);
-  }
+  with_type(from, [&](const auto* data) { read_rows_as<WIDTH>(to, apart, data, block); });
 }
 
 // With `streams`, past the caches where rows are whole lines of floats.
@@ -166,12 +163,7 @@ void write_rows(const mmm::Array& to, const Real* from, int apart, const Block& 
       return;
     }
   }
-  switch (to.dtype) {
-    case mmm::FLOAT32: return write_rows_as<WIDTH>(reinterpret_cast<float*>(to.data), from, apart, block);
-    case mmm::FLOAT64: return write_rows_as<WIDTH>(reinterpret_cast<double*>(to.data), from, apart, block);
-    case mmm::BFLOAT16: return write_rows_as<WIDTH>(reinterpret_cast<BFloat16*>(to.data), from, apart, block);
-    default: return write_rows_as<WIDTH>(reinterpret_cast<Float16*>(to.data), from, apart, block);
-  }
+  with_type(to, [&](auto* data) { write_rows_as<WIDTH>(data, from, apart, block); });
 }
 
 // As `read` and `write`, for the states of a tile, which stand channel by channel in memory: squares of them are
@@ -190,7 +182,7 @@ void read_states(Real* to, int width, const mmm::Array& from, const Block& block
   for (int c = 0; c < whole; c += W)
     for (int n = 0; n < block.rows; n += W) {
       Vector<Real> square[W];
-      for (int i = 0; i < W; ++i) std::memcpy(&square[i], at + (c + i) * block.stride + n, sizeof square[i]);
+      for (int i = 0; i < W; ++i) square[i] = load(at + (c + i) * block.stride + n);
       transpose<W / 2>(square);
       for (int i = 0; i < W; ++i) vector_at(to + int64_t(n + i) * width + c) = square[i];
     }
@@ -209,7 +201,7 @@ void write_states(const mmm::Array& to, const Real* from, int width, const Block
       Vector<Real> square[W];
       for (int i = 0; i < W; ++i) square[i] = vector_at(from + int64_t(n + i) * width + c);
       transpose<W / 2>(square);
-      for (int i = 0; i < W; ++i) std::memcpy(at + (c + i) * block.stride + n, &square[i], sizeof square[i]);
+      for (int i = 0; i < W; ++i) store<Real>(at + (c + i) * block.stride + n, square[i]);
     }
   for (int c = whole; c < block.count; ++c)
     for (int n = 0; n < block.rows; ++n) at[c * block.stride + n] = from[int64_t(n) * width + c];

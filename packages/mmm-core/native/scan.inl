@@ -36,11 +36,6 @@ struct ScanTile {
     reverse = sequences.reverse != 0;
   }
 
-  // All positions of the call.
-  static int64_t positions(const mmm::ScanCall& call) {
-    const mmm::Sequences& sequences = call.sequences;
-    return sequences.bounds ? sequences.length : sequences.rows * sequences.length;
-  }
   static int64_t chunks_of(int64_t length) { return (length + SCAN_CHUNK - 1) / SCAN_CHUNK; }
   // Places for checkpoints; packed sequences leave some unused.
   static int64_t slots(const mmm::ScanCall& call) {
@@ -53,18 +48,12 @@ struct ScanTile {
   static int64_t tasks(const mmm::ScanCall& call) { return call.sequences.rows * call.groups * parts(call); }
   // Short sequences that a task of the backward takes together: they share sums.
   static int64_t together(const mmm::ScanCall& call) {
-    const mmm::Sequences& sequences = call.sequences;
-    const int64_t length = sequences.bounds ? sequences.length / std::max<int64_t>(1, sequences.rows) : sequences.length;
-    return std::min<int64_t>(8, std::max<int64_t>(1, 64 / std::max<int64_t>(1, length)));
+    return std::min<int64_t>(8, std::max<int64_t>(1, 64 / std::max<int64_t>(1, call.sequences.mean_length())));
   }
   static int64_t row_blocks(const mmm::ScanCall& call) {
     return (call.sequences.rows + together(call) - 1) / together(call);
   }
-  static int64_t cost(const mmm::ScanCall& call) {
-    const mmm::Sequences& sequences = call.sequences;
-    int64_t positions = sequences.bounds ? sequences.length / std::max<int64_t>(1, sequences.rows) : sequences.length;
-    return (positions + 1) * call.n * SCAN_TILE;
-  }
+  static int64_t cost(const mmm::ScanCall& call) { return (call.sequences.mean_length() + 1) * call.n * SCAN_TILE; }
 
   int steps(int64_t chunk) const { return int(std::min<int64_t>(SCAN_CHUNK, stop - start - chunk * SCAN_CHUNK)); }
 
@@ -157,8 +146,8 @@ struct ScanWork {
   void read_parameters(const mmm::ScanCall& call, const ScanTile& tile) {
     read_states(A, SCAN_TILE, call.A, tile.states_of(call.A, n));
     for (int64_t i = 0; i < n * SCAN_TILE; ++i) A[i] *= Constants<Real>::LOG2E;
-    read_vector(D, call.D, tile);
-    read_vector(bias, call.delta_bias, tile);
+    read_or_zero(D, SCAN_TILE, call.D, tile.channels_of(call.D));
+    read_or_zero(bias, SCAN_TILE, call.delta_bias, tile.channels_of(call.delta_bias));
   }
 
   void read_projections(const mmm::ScanCall& call, const ScanTile& tile, int64_t chunk) {
@@ -177,14 +166,6 @@ struct ScanWork {
   Real *positions, *A, *h, *B, *C, *D, *bias;
   int64_t n, projected;
   bool streams = false;  // writes past the caches
-
- private:
-  static void read_vector(Real* to, const mmm::Array& from, const ScanTile& tile) {
-    if (from.data)
-      read(to, SCAN_TILE, from, tile.channels_of(from));
-    else
-      std::fill(to, to + SCAN_TILE, Real(0));
-  }
 };
 
 // N states of one vector of channels over a chunk: `state` goes from the entering to the leaving one, y is added to.
@@ -271,7 +252,7 @@ void scan_tile(const mmm::ScanCall& call, const ScanTile& tile, ScanWork<Real>& 
 
 template <class Real>
 int scan_as(const mmm::ScanCall& call) {
-  mmm::expect_writes({&call.out}, ScanTile::positions(call) * call.e);
+  mmm::expect_writes({&call.out}, call.sequences.positions() * call.e);
   mmm::expect_writes({&call.checkpoints}, ScanTile::slots(call) * call.n * call.e);
   return mmm::for_each_piece(ScanTile::tasks(call), ScanTile::cost(call), [&](int64_t begin, int64_t end) {
     mmm::Scratch<Real> scratch(ScanWork<Real>::size(call.n));

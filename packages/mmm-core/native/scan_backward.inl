@@ -160,7 +160,7 @@ void retreat_all(const ScanBackwardWork<Real>& work, int strip, int width, int s
 template <class Real>
 struct ScanParts {
   static int64_t block_size(const mmm::ScanCall& call) { return call.e * (call.n + 2); }
-  static int64_t part_size(const mmm::ScanCall& call) { return ScanTile::positions(call) * call.groups * call.n; }
+  static int64_t part_size(const mmm::ScanCall& call) { return call.sequences.positions() * call.groups * call.n; }
   static int64_t size(const mmm::ScanCall& call) {
     return ScanTile::row_blocks(call) * block_size(call) + 2 * ScanTile::parts(call) * part_size(call);
   }
@@ -333,7 +333,7 @@ int add_up_tiles(const mmm::ScanBackwardCall& whole, const ScanParts<Real>& part
   const mmm::ScanCall& call = whole.forward;
   const int64_t count = ScanTile::parts(call), row = call.groups * call.n, apart = parts.part_size(call);
   constexpr int WIDTH = 64;
-  return mmm::for_each_piece(ScanTile::positions(call), 2 * count * row, [&](int64_t begin, int64_t end) {
+  return mmm::for_each_piece(call.sequences.positions(), 2 * count * row, [&](int64_t begin, int64_t end) {
     alignas(64) Real total[WIDTH];
     for (int64_t position = begin; position < end; ++position)
       for (int64_t group = 0; group < call.groups; ++group)
@@ -382,9 +382,9 @@ int scan_backward_as(const mmm::ScanBackwardCall& whole) {
   mmm::Scratch<Real> shared(ScanParts<Real>::size(call));
   if (!shared.data()) return 1;
   const ScanParts<Real> parts(shared.data(), call);
-  mmm::expect_writes({&whole.grad_u, &whole.grad_delta, &whole.grad_z}, ScanTile::positions(call) * call.e);
+  mmm::expect_writes({&whole.grad_u, &whole.grad_delta, &whole.grad_z}, call.sequences.positions() * call.e);
   // Three gradients of this size push each other out of the caches; written past them, their lines need no reading.
-  const bool streams = ScanTile::positions(call) * call.e * mmm::size_of(whole.grad_u.dtype) >= STREAMED;
+  const bool streams = call.sequences.positions() * call.e * mmm::size_of(whole.grad_u.dtype) >= STREAMED;
   const int64_t tasks = ScanTile::row_blocks(call) * call.groups * ScanTile::parts(call);
   const int64_t cost = 3 * ScanTile::together(call) * ScanTile::cost(call);
   int failed = mmm::for_each_piece(tasks, cost, [&](int64_t begin, int64_t end) {

@@ -46,6 +46,19 @@ inline const Vector<Real>& vector_at(const Real* aligned) {
   return *reinterpret_cast<const Vector<Real>*>(aligned);
 }
 
+// A vector that stands anywhere.
+template <class Real>
+inline Vector<Real> load(const Real* at) {
+  Vector<Real> x;
+  std::memcpy(&x, at, sizeof x);
+  return x;
+}
+
+template <class Real>
+inline void store(Real* at, Vector<Real> x) {
+  std::memcpy(at, &x, sizeof x);
+}
+
 // The sum of the lanes, in halves.
 template <class V>
 inline auto sum(V x) {

@@ -125,9 +125,7 @@ def _with_isa(backend: str) -> str:
 
 def _follow_environment() -> None:
     """`MMM_CORE_ISA` counts as it stands now, as `MMM_CORE_BACKEND` does."""
-    if torch.compiler.is_compiling():
-        return
-    if (os.environ.get(native_library.VARIABLE) or None) != native_library.FORCED:
+    if not torch.compiler.is_compiling():
         native_library.follow_environment()
 
 

@@ -31,6 +31,11 @@ def eager(tensors: Iterable[Tensor | None]) -> bool:
     return True
 
 
+def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call on these tensors is to be recorded."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def writable(state: Tensor) -> bool:
     """Whether a kernel may write a state where it stands, and if so, tell autograd that it was written.
 

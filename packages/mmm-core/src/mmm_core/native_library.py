@@ -93,9 +93,12 @@ THREADS = "no thread"
 
 
 def follow_environment() -> None:
-    """Use the instruction set that `MMM_CORE_ISA` names, or the widest where it names none."""
+    """Use the instruction set that `MMM_CORE_ISA` names now, or the widest where it names none."""
     global FORCED, ISA, WHY_NOT
-    FORCED = os.environ.get(VARIABLE) or None
+    forced = os.environ.get(VARIABLE) or None
+    if forced == FORCED and ISA is not None:
+        return
+    FORCED = forced
     if LIBRARY is None:
         return
     wanted = FORCED or AVAILABLE[0]
@@ -179,8 +182,7 @@ def call(operation: str, words: Sequence[int]) -> None:
         MemoryError: The kernel found no memory for its scratch.
         RuntimeError: Torch's thread pool failed.
     """
-    if (os.environ.get(VARIABLE) or None) != FORCED:
-        follow_environment()
+    follow_environment()
     if WHY_NOT is not None:
         raise BackendUnavailable(f"mmm_core: {wrong_isa()}")
     failed = getattr(LIBRARY, operation)(pack(f"{len(words)}q", *words))

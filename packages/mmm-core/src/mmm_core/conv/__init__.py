@@ -10,7 +10,7 @@ from mmm_core.backends import choose
 from mmm_core.conv import native
 from mmm_core.conv.operator import causal_conv1d as _operator
 from mmm_core.conv.operator import eager_causal_conv1d, forward
-from mmm_core.eager import eager, writable
+from mmm_core.eager import eager, needs_gradient, writable
 from mmm_core.errors import ShapeError, expect_floating, expect_rank, expect_shape
 from mmm_core.sequences import check_cu_seqlens, state_rows
 
@@ -59,8 +59,7 @@ def causal_conv1d(
     _check(where, "b l", x, weight, bias, activation, "initial_state", initial_state, cu_seqlens)
     chosen = choose(where, backend, "x", x.device)
     tensors = (x, weight, bias, initial_state)
-    grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    run = _operator if not eager(tensors) else eager_causal_conv1d if grad else forward
+    run = _operator if not eager(tensors) else eager_causal_conv1d if needs_gradient(tensors) else forward
     out, state = run(*tensors, cu_seqlens, activation == "silu", reverse, chosen)
     return (out, state) if return_final_state else out
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmm_core.backends import choose
-from mmm_core.eager import eager, writable
+from mmm_core.eager import eager, needs_gradient, writable
 from mmm_core.scan import native
 from mmm_core.scan.check import check
 from mmm_core.scan.operator import eager_selective_scan, forward
@@ -146,7 +146,7 @@ def _run(
     if B.ndim == 3:
         B, C = B.unsqueeze(2), C.unsqueeze(2)  # (b, l, g, n)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    save = needs_gradient(tensors)
     chosen = choose(where, backend, "u", u.device)
     run = _operator if not eager(tensors) else eager_selective_scan if save else forward
     out, state, _ = run(*tensors, cu_seqlens, delta_softplus, reverse, save, chosen)
