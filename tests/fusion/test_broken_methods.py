@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmm_fusion import FusionMethod, FusionOutput, check_inputs, prepend
-from mmm_fusion.methods.add import add_image
-from mmm_fusion.methods.visual_expert import causal_attention, positions
+from mmm_fusion.methods.add import pooled_to
+from mmm_fusion.methods.visual_expert import attend, split_heads
 from mmm_fusion.testing import ContractViolation, FusionContract
 
 RULES = [name.removeprefix("test_") for name in vars(FusionContract) if name.startswith("test_")]
@@ -59,7 +59,8 @@ class Right(FusionMethod):
         return self.fuse(text, image, **masks)
 
     def fuse(self, text: Tensor, image: Tensor, **masks: Tensor | None) -> FusionOutput:
-        return add_image(text, self.proj(image), **masks)
+        pooled = pooled_to(text, self.proj(image), **masks)
+        return FusionOutput(text + pooled, slice(0, text.shape[1]), masks["text_mask"])
 
 
 class RightConcat(Right):
@@ -246,8 +247,8 @@ class AttendsToPadding(Right):
 
     def fuse(self, text, image, **masks):
         output = prepend(self.proj(image), text, **masks)
-        place = positions(text, image.shape[1], masks["text_mask"])
-        attended = causal_attention(self.qkv(output.tokens), self.heads, place, None)
+        place = torch.arange(output.tokens.shape[1])[None]
+        attended = attend(*split_heads(self.qkv(output.tokens), self.heads, place), None)
         return output._replace(tokens=output.tokens + attended)
 
 
@@ -287,7 +288,8 @@ class Unused(Right):
 @breaks("parameters_get_gradients")
 class Detached(Right):
     def fuse(self, text, image, **masks):
-        return add_image(text, self.proj(image).detach(), **masks)
+        pooled = pooled_to(text, self.proj(image).detach(), **masks)
+        return FusionOutput(text + pooled, slice(0, text.shape[1]), masks["text_mask"])
 
 
 @breaks("parameters_get_gradients")

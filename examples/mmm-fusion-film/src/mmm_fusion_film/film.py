@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mmm_fusion import FusionMethod, FusionOutput, check_arguments, check_inputs, hookimpl
+from mmm_fusion import FusionMethod, ImageFirst, ImageMemory, check_arguments, check_image, check_text, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Film(FusionMethod):
+class Film(ImageFirst):
     """Each channel of the text, scaled and shifted by the image: (1 + gamma) * text + beta.
 
     Gamma and beta are linear in the mean of the image tokens, and zero at the start: the text passes unchanged.
@@ -41,23 +41,27 @@ class Film(FusionMethod):
         nn.init.zeros_(self.to_gamma_beta.weight)
         nn.init.zeros_(self.to_gamma_beta.bias)
 
-    def forward(
+    def read(
         self,
-        text: Tensor,
-        image: Tensor | None,
+        image: Tensor,
         *,
-        text_mask: Tensor | None = None,
         image_mask: Tensor | None = None,
         image_grid: tuple[int, int] | None = None,
-    ) -> FusionOutput:
-        """Fuse to `(b, l, dim)`; see `FusionMethod.forward`."""
-        text, image = check_inputs(self, text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
+    ) -> ImageMemory:
+        """Turn each image into one gamma and one beta; see `FusionMethod.read`."""
+        image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
         real = image.new_ones(image.shape[:2]) if image_mask is None else image_mask.to(image.dtype)  # (b, p)
         count = real.sum(dim=1, keepdim=True)  # (b, 1)
         mean = image.sum(dim=1) / count.clamp(min=1)  # (b, image_dim); padding is zero already
         gamma_beta = self.to_gamma_beta(self.dropout(mean)) * (count > 0)  # nothing where there is no image
         gamma, beta = gamma_beta[:, None].chunk(2, dim=2)  # each (b, 1, dim)
-        return FusionOutput((1 + gamma) * text + beta, slice(0, text.shape[1]), text_mask)
+        return ImageMemory(gamma[:, :0], context=(gamma, beta))
+
+    def join(self, text: Tensor, memory: ImageMemory, *, text_mask: Tensor | None = None) -> Tensor:
+        """Scale and shift the text; see `FusionMethod.join`."""
+        text = check_text(self, text, memory=memory, text_mask=text_mask)
+        gamma, beta = memory.context
+        return (1 + gamma) * text + beta
 
 
 @hookimpl

@@ -10,8 +10,9 @@ from mmm_fusion.errors import (
     UnknownMethodError,
 )
 from mmm_fusion.hookspecs import hookimpl
-from mmm_fusion.inputs import check_arguments, check_inputs, prepend
-from mmm_fusion.interface import CONTRACT, FusionMethod, FusionOutput
+from mmm_fusion.image_first import ImageFirst
+from mmm_fusion.inputs import check_arguments, check_image, check_inputs, check_text, joint_mask, prepend
+from mmm_fusion.interface import CONTRACT, FusionMethod, FusionOutput, ImageMemory
 from mmm_fusion.plugins import Failure, available, create, failures
 
 __all__ = [
@@ -22,15 +23,20 @@ __all__ = [
     "FusionError",
     "FusionMethod",
     "FusionOutput",
+    "ImageFirst",
+    "ImageMemory",
     "InputError",
     "PluginError",
     "Source",
     "UnknownMethodError",
     "available",
     "check_arguments",
+    "check_image",
     "check_inputs",
+    "check_text",
     "create",
     "failures",
     "hookimpl",
+    "joint_mask",
     "prepend",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmm_fusion.errors import ArgumentError, InputError
-from mmm_fusion.interface import FusionMethod, FusionOutput
+from mmm_fusion.interface import FusionMethod, FusionOutput, ImageMemory
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -63,27 +63,79 @@ def check_inputs(
     Raises:
         InputError: Names the tensor, what it must be and what it is.
     """
+    text = check_text(method, text, text_mask=text_mask)
+    return text, check_image(method, image, rows=text, image_mask=image_mask, image_grid=image_grid)
+
+
+def check_text(
+    method: FusionMethod,
+    text: Float[Tensor, "b l dim"],
+    *,
+    memory: ImageMemory | None = None,
+    text_mask: Bool[Tensor, "b l"] | None,
+) -> Float[Tensor, "b l dim"]:
+    """The half of `check_inputs` that is about the text. Call it first in `join`.
+
+    Args:
+        method: The method called.
+        text: As in `FusionMethod.join`; so are the rest.
+        memory: Must have a row for each of the text.
+        text_mask: May be None.
+    Returns:
+        `text`, with zeros at padding.
+    Raises:
+        InputError: Names the tensor, what it must be and what it is.
+    """
     where = f"fusion method '{method.name}'"
     _check_shape(where, "text", text, b=None, l=None, dim=method.dim)
     _check_kind(method, where, "text", text)
-    b, l, _ = text.shape
-    if image is None:
+    if memory is not None and len(memory.prefix) != len(text):
+        raise InputError(
+            f"{where}: `memory` must have b = {len(text)} rows as `text`, got {len(memory.prefix)}. "
+            "Give each text the row of its image: memory.rows(index)."
+        )
+    if text_mask is None:
+        return text
+    _check_mask(where, "text_mask", text_mask, text.device, b=text.shape[0], l=text.shape[1])
+    return text.masked_fill(~text_mask[..., None], 0)
+
+
+def check_image(
+    method: FusionMethod,
+    image: Float[Tensor, "b p image_dim"] | None,
+    *,
+    rows: Tensor | None = None,
+    image_mask: Bool[Tensor, "b p"] | None,
+    image_grid: tuple[int, int] | None,
+) -> Float[Tensor, "b p image_dim"]:
+    """The half of `check_inputs` that is about the image. Call it first in `read`.
+
+    Args:
+        method: The method called.
+        image: As in `FusionMethod.read`.
+        rows: The text that has one row an image, where there is one; without it there must be an image.
+        image_mask: May be None.
+        image_grid: May be None.
+    Returns:
+        `image`, with zeros at padding.
+    Raises:
+        InputError: Names the tensor, what it must be and what it is.
+    """
+    where = f"fusion method '{method.name}'"
+    if image is None and rows is not None:
         for name, value in {"image_mask": image_mask, "image_grid": image_grid}.items():
             if value is not None:
                 raise InputError(f"{where}: `{name}` must be None where `image` is None. Pass both or neither.")
-        image = text.new_zeros(b, 0, method.image_dim)
-    else:
-        _check_shape(where, "image", image, b=b, p=None, image_dim=method.image_dim)
-        _check_kind(method, where, "image", image)
-    if text_mask is not None:
-        _check_mask(where, "text_mask", text_mask, text.device, b=b, l=l)
-        text = text.masked_fill(~text_mask[..., None], 0)
-    if image_mask is not None:
-        _check_mask(where, "image_mask", image_mask, text.device, b=b, p=image.shape[1])
-        image = image.masked_fill(~image_mask[..., None], 0)
+        return rows.new_zeros(len(rows), 0, method.image_dim)
+    b = None if rows is None else len(rows)
+    _check_shape(where, "image", image, b=b, p=None, image_dim=method.image_dim)
+    _check_kind(method, where, "image", image)
     if image_grid is not None:
         _check_grid(where, image_grid, image.shape[1])
-    return text, image
+    if image_mask is None:
+        return image
+    _check_mask(where, "image_mask", image_mask, image.device, b=image.shape[0], p=image.shape[1])
+    return image.masked_fill(~image_mask[..., None], 0)
 
 
 def prepend(
@@ -104,13 +156,33 @@ def prepend(
         Tokens `(b, p + l, dim)`.
     """
     p, l = image.shape[1], text.shape[1]
-    mask = None
-    if text_mask is not None or image_mask is not None:
-        real = torch.ones(1, 1, dtype=torch.bool, device=text.device)
-        image_mask = real.expand(len(text), p) if image_mask is None else image_mask
-        text_mask = real.expand(len(text), l) if text_mask is None else text_mask
-        mask = torch.cat([image_mask, text_mask], dim=1)  # (b, p + l)
+    mask = joint_mask(text, p, text_mask=text_mask, image_mask=image_mask)
     return FusionOutput(torch.cat([image, text], dim=1), slice(p, p + l), mask)
+
+
+def joint_mask(
+    text: Float[Tensor, "b l dim"],
+    p: int,
+    *,
+    text_mask: Bool[Tensor, "b l"] | None,
+    image_mask: Bool[Tensor, "b p"] | None,
+) -> Bool[Tensor, "b m"] | None:
+    """The mask of the sequence [image; text].
+
+    Args:
+        text: Text tokens.
+        p: Number of image tokens.
+        text_mask: `(b, l)`, or None where all are real.
+        image_mask: `(b, p)`, or None where all are real.
+    Returns:
+        `(b, p + l)`, or None where all are real.
+    """
+    if text_mask is None and image_mask is None:
+        return None
+    real = torch.ones(1, 1, dtype=torch.bool, device=text.device)
+    image_mask = real.expand(len(text), p) if image_mask is None else image_mask
+    text_mask = real.expand(*text.shape[:2]) if text_mask is None else text_mask
+    return torch.cat([image_mask, text_mask], dim=1)
 
 
 def _check_shape(where: str, name: str, tensor: Tensor, **axes: int | None) -> None:

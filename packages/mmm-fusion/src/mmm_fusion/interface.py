@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 CONTRACT = 1
@@ -27,6 +28,34 @@ class FusionOutput(NamedTuple):
     tokens: Float[Tensor, "b m dim"]
     text: slice
     mask: Bool[Tensor, "b m"] | None
+
+
+class ImageMemory(NamedTuple):
+    """What a method keeps of images: enough to fuse them with any text, as often as one likes.
+
+    Attributes:
+        prefix: `(b, k, dim)`, the image tokens that stand before every text; k is 0 where the method keeps none there.
+        prefix_mask: `(b, k)` bool, True for a real token; None: all are.
+        context: What `join` needs besides. Tensors have one row an image.
+    """
+
+    prefix: Float[Tensor, "b k dim"]
+    prefix_mask: Bool[Tensor, "b k"] | None = None
+    context: tuple[Any, ...] = ()
+
+    def rows(self, index: Int[Tensor, " q"]) -> ImageMemory:
+        """The memory of some of the images, in any order and as often as wanted.
+
+        Args:
+            index: Row numbers, `(q,)`: for q texts the image of each.
+        Returns:
+            A memory of q rows.
+        """
+        prefix, mask, *context = (
+            each.index_select(0, index) if isinstance(each, torch.Tensor) else each
+            for each in (self.prefix, self.prefix_mask, *self.context)
+        )
+        return ImageMemory(prefix, mask, tuple(context))
 
 
 class FusionMethod(nn.Module, ABC):
@@ -77,3 +106,42 @@ class FusionMethod(nn.Module, ABC):
         Returns:
             The fused sequence.
         """
+
+    def read(
+        self,
+        image: Float[Tensor, "b p image_dim"],
+        *,
+        image_mask: Bool[Tensor, "b p"] | None = None,
+        image_grid: tuple[int, int] | None = None,
+    ) -> ImageMemory:
+        """Do the part of the work that is the same for every text, so that many texts share it.
+
+        `join` does the rest: `read`, then `join`, gives what `forward` gives. As it stands it serves every method, but
+        keeps the image itself and reads it again for each text. `ImageFirst` reads it once.
+
+        Args:
+            image: As in `forward`; so are the rest.
+            image_mask: May be None.
+            image_grid: May be None.
+        Returns:
+            The memory.
+        """
+        nothing = image.new_zeros(len(image), 0, self.dim)
+        prefix, _, mask = self(nothing, image, image_mask=image_mask, image_grid=image_grid)
+        return ImageMemory(prefix, mask, (image, image_mask, image_grid))
+
+    def join(
+        self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b l dim"]:
+        """Fuse texts with images that were read before.
+
+        Args:
+            text: As in `forward`.
+            memory: What `read` returned, a row for each text: see `ImageMemory.rows`.
+            text_mask: As in `forward`.
+        Returns:
+            The tokens at the text's positions; `memory.prefix` stands before them.
+        """
+        image, image_mask, image_grid = memory.context
+        fused: FusionOutput = self(text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
+        return fused.tokens[:, fused.text]

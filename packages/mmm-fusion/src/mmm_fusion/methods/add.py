@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mmm_fusion.inputs import check_arguments, check_inputs
-from mmm_fusion.interface import FusionMethod, FusionOutput
+from mmm_fusion.image_first import ImageFirst
+from mmm_fusion.inputs import check_arguments, check_image, check_text
+from mmm_fusion.interface import ImageMemory
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
 
-class Add(FusionMethod):
+class Add(ImageFirst):
     """Image tokens, projected and pooled to the text's length, added to the text.
 
     Args:
@@ -38,37 +39,43 @@ class Add(FusionMethod):
         self.proj = nn.Linear(image_dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
+    def read(
         self,
-        text: Float[Tensor, "b l dim"],
-        image: Float[Tensor, "b p image_dim"] | None,
+        image: Float[Tensor, "b p image_dim"],
         *,
-        text_mask: Bool[Tensor, "b l"] | None = None,
         image_mask: Bool[Tensor, "b p"] | None = None,
         image_grid: tuple[int, int] | None = None,
-    ) -> FusionOutput:
-        """Fuse to `(b, l, dim)`; see `FusionMethod.forward`."""
-        text, image = check_inputs(self, text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
+    ) -> ImageMemory:
+        """Project the image tokens; see `FusionMethod.read`."""
+        image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
         image = self.dropout(self.proj(image))  # (b, p, dim)
-        return add_image(text, image, text_mask=text_mask, image_mask=image_mask)
+        return ImageMemory(image[:, :0], context=(image, image_mask))
+
+    def join(
+        self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b l dim"]:
+        """Add to each text token its share of the image tokens; see `FusionMethod.join`."""
+        text = check_text(self, text, memory=memory, text_mask=text_mask)
+        image, image_mask = memory.context
+        return text + pooled_to(text, image, text_mask=text_mask, image_mask=image_mask)
 
 
-def add_image(
+def pooled_to(
     text: Float[Tensor, "b l dim"],
     image: Float[Tensor, "b p dim"],
     *,
     text_mask: Bool[Tensor, "b l"] | None,
     image_mask: Bool[Tensor, "b p"] | None,
-) -> FusionOutput:
-    """Add the image tokens to the text, each text token its window of them.
+) -> Float[Tensor, "b l dim"]:
+    """For each text token the mean of its window of the image tokens.
 
     Args:
-        text: Text tokens, zero at padding.
+        text: Text tokens.
         image: Image tokens, already `dim` wide.
         text_mask: `(b, l)`, or None where all are real.
         image_mask: `(b, p)`, or None where all are real.
     Returns:
-        Tokens `(b, l, dim)`. A row without real image tokens is the text itself.
+        `(b, l, dim)`; zeros in a row without real image tokens.
     """
     everywhere = torch.ones(1, 1, dtype=torch.bool, device=text.device)
     window = pooling_windows(
@@ -76,8 +83,7 @@ def add_image(
         everywhere.expand(1, image.shape[1]) if image_mask is None else image_mask,
     )
     size = window.sum(dim=2, keepdim=True).clamp(min=1)  # (b, l, 1)
-    pooled = window.to(image.dtype) @ image / size.to(image.dtype)  # (b, l, dim)
-    return FusionOutput(text + pooled, slice(0, text.shape[1]), text_mask)
+    return window.to(image.dtype) @ image / size.to(image.dtype)
 
 
 def pooling_windows(text_mask: Bool[Tensor, "#b l"], image_mask: Bool[Tensor, "#b p"]) -> Bool[Tensor, "#b l p"]:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mmm_fusion.inputs import check_arguments, check_inputs, prepend
-from mmm_fusion.interface import FusionMethod, FusionOutput
+from mmm_fusion.image_first import ImageFirst
+from mmm_fusion.inputs import check_arguments, check_image
+from mmm_fusion.interface import ImageMemory
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
 
-class Concat(FusionMethod):
+class Concat(ImageFirst):
     """Image tokens, projected, then the text.
 
     Args:
@@ -38,16 +39,13 @@ class Concat(FusionMethod):
         self.proj = nn.Linear(image_dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
+    def read(
         self,
-        text: Float[Tensor, "b l dim"],
-        image: Float[Tensor, "b p image_dim"] | None,
+        image: Float[Tensor, "b p image_dim"],
         *,
-        text_mask: Bool[Tensor, "b l"] | None = None,
         image_mask: Bool[Tensor, "b p"] | None = None,
         image_grid: tuple[int, int] | None = None,
-    ) -> FusionOutput:
-        """Fuse to `(b, p + l, dim)`; see `FusionMethod.forward`."""
-        text, image = check_inputs(self, text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
-        image = self.dropout(self.proj(image))  # (b, p, dim)
-        return prepend(image, text, text_mask=text_mask, image_mask=image_mask)
+    ) -> ImageMemory:
+        """Project the image tokens, which then stand before every text; see `FusionMethod.read`."""
+        image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
+        return ImageMemory(self.dropout(self.proj(image)), image_mask)  # (b, p, dim)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmm_fusion.inputs import check_arguments, check_inputs, prepend
-from mmm_fusion.interface import FusionMethod, FusionOutput
+from mmm_fusion.image_first import ImageFirst
+from mmm_fusion.inputs import check_arguments, check_image, check_text, joint_mask
+from mmm_fusion.interface import ImageMemory
 from mmm_fusion.methods.mlp import hidden_width
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class VisualExpert(FusionMethod):
+class VisualExpert(ImageFirst):
     """A pre-norm transformer layer over [image; text], with one set of weights for each of the two.
 
     Args:
@@ -45,26 +46,33 @@ class VisualExpert(FusionMethod):
         self.image_expert = Expert(dim, hidden, dropout)
         self.text_expert = Expert(dim, hidden, dropout)
 
-    def forward(
+    def read(
         self,
-        text: Float[Tensor, "b l dim"],
-        image: Float[Tensor, "b p image_dim"] | None,
+        image: Float[Tensor, "b p image_dim"],
         *,
-        text_mask: Bool[Tensor, "b l"] | None = None,
         image_mask: Bool[Tensor, "b p"] | None = None,
         image_grid: tuple[int, int] | None = None,
-    ) -> FusionOutput:
-        """Fuse to `(b, p + l, dim)`; see `FusionMethod.forward`."""
-        text, image = check_inputs(self, text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
-        image = self.proj(image).to(text.dtype)  # (b, p, dim); autocast would leave the residual in half precision
-        p = image.shape[1]
-        joint = prepend(  # (b, p + l, 3 * dim)
-            self.image_expert.qkv(image), self.text_expert.qkv(text), text_mask=text_mask, image_mask=image_mask
-        )
-        attended = causal_attention(joint.tokens, self.heads, positions(text, p, text_mask), joint.mask)
-        image = self.image_expert(image, attended[:, :p])
-        text = self.text_expert(text, attended[:, p:])
-        return joint._replace(tokens=torch.cat([image, text], dim=1))  # (b, p + l, dim)
+    ) -> ImageMemory:
+        """Run the image's expert; its keys and values stay for the text. See `FusionMethod.read`."""
+        image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
+        dtype = image.dtype  # autocast would leave the residual in half precision
+        image = self.proj(image).to(dtype)  # (b, p, dim)
+        position = torch.zeros_like(image[:1, :, 0], dtype=torch.long)  # (1, p)
+        q, k, v = split_heads(self.image_expert.qkv(image), self.heads, position)
+        image = self.image_expert(image, attend(q, k, v, image_mask))
+        return ImageMemory(image, image_mask, (k, v, image_mask))
+
+    def join(
+        self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b l dim"]:
+        """Run the text's expert, which sees the image and the text so far; see `FusionMethod.join`."""
+        text = check_text(self, text, memory=memory, text_mask=text_mask)
+        image_k, image_v, image_mask = memory.context
+        real = torch.ones_like(text[:1, :, 0], dtype=torch.bool) if text_mask is None else text_mask
+        q, k, v = split_heads(self.text_expert.qkv(text), self.heads, real.cumsum(dim=1))  # positions 1, 2, ...
+        joint = joint_mask(text, image_k.shape[2], text_mask=text_mask, image_mask=image_mask)
+        attended = attend(q, torch.cat([image_k, k], dim=2), torch.cat([image_v, v], dim=2), joint)
+        return self.text_expert(text, attended)  # type: ignore[no-any-return]
 
 
 class Expert(nn.Module):
@@ -89,31 +97,33 @@ class Expert(nn.Module):
         return x + self.dropout(self.ffn(self.norm2(x)))  # type: ignore[no-any-return]
 
 
-def causal_attention(
-    qkv: Float[Tensor, "b m e"],
-    heads: int,
-    position: Int[Tensor, "#b m"],
+def split_heads(
+    qkv: Float[Tensor, "b l 3*dim"], heads: int, position: Int[Tensor, "#b l"]
+) -> tuple[Float[Tensor, "b h l d"], Float[Tensor, "b h l d"], Float[Tensor, "b h l d"]]:
+    """Queries and keys, turned by their positions, and values."""
+    q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return rotate(q, position), rotate(k, position), v
+
+
+def attend(
+    q: Float[Tensor, "b h l d"],
+    k: Float[Tensor, "b h m d"],
+    v: Float[Tensor, "b h m d"],
     mask: Bool[Tensor, "b m"] | None,
-) -> Float[Tensor, "b m dim"]:
-    """Multi-head attention of each position to itself and the real ones before it; e is 3 * dim."""
-    q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, heads, m, dim / heads)
-    q, k = rotate(q, position), rotate(k, position)
-    if mask is None:
+) -> Float[Tensor, "b l dim"]:
+    """Attention of the last l of m positions, each to itself and the real ones before it."""
+    l, m = q.shape[2], k.shape[2]
+    if mask is None and l == m:
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
-        m = mask.shape[1]
-        earlier = torch.ones(m, m, dtype=torch.bool, device=mask.device).tril()
-        # Padding sees itself: not every kernel makes zero of a softmax over nothing.
-        itself = torch.eye(m, dtype=torch.bool, device=mask.device)
-        seen = (earlier & mask[:, None, :]) | itself  # (b, m, m)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+        here, there = (torch.arange(first, m, device=q.device) for first in (m - l, 0))
+        seen = there <= here[:, None]  # (l, m)
+        if mask is not None:
+            # Padding sees itself: not every kernel makes zero of a softmax over nothing.
+            seen = (seen & mask[:, None, :]) | (there == here[:, None])
+            seen = seen[:, None]  # (b, 1, l, m)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     return attended.transpose(1, 2).flatten(2)
-
-
-def positions(text: Float[Tensor, "b l dim"], p: int, text_mask: Bool[Tensor, "b l"] | None) -> Int[Tensor, "#b {p}+l"]:
-    """0 for every image token, then 1, 2, ... for the real text tokens."""
-    real = torch.ones_like(text[:1, :, 0], dtype=torch.bool) if text_mask is None else text_mask
-    return F.pad(real.cumsum(dim=1), (p, 0))
 
 
 def rotate(
