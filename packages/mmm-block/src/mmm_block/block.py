@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 import mmm_fusion
-from mmm_block.layer import MambaLayer, real_first
-from mmm_core import ShapeError
+from mmm_block.layer import MambaLayer
+from mmm_block.padding import pack, past_padding
+from mmm_core import MambaState, ShapeError
 from mmm_vit import VisionTransformer, ViTConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 
@@ -25,6 +26,27 @@ class ImageTokens(NamedTuple):
 
     tokens: Float[Tensor, "b p encoder_dim"]
     grid: tuple[int, int] | None  # (h, w) where the tokens are patches in raster order, else None
+
+
+class ImageState(NamedTuple):
+    """Images that were read: `MultiModalMambaBlock.read_image` makes it, and `read_text` goes on from it.
+
+    Its size is that of the fusion method's memory and of one state a layer, however many texts follow.
+    """
+
+    memory: mmm_fusion.ImageMemory
+    layers: tuple[MambaState, ...]  # behind the image tokens; empty where the method keeps none in the sequence
+
+    def rows(self, index: Int[Tensor, " q"]) -> ImageState:
+        """The state of some of the images, in any order and as often as wanted.
+
+        Args:
+            index: Row numbers, `(q,)`: for q texts the image of each.
+        Returns:
+            A state of q rows.
+        """
+        layers = (MambaState(*(each.index_select(0, index) for each in state)) for state in self.layers)
+        return ImageState(self.memory.rows(index), tuple(layers))
 
 
 class MultiModalMambaBlock(nn.Module):
@@ -183,14 +205,59 @@ class MultiModalMambaBlock(nn.Module):
         Returns:
             `(b, m, dim)`; `fused.text` says where the text stands in m.
         """
-        x = fused.tokens
-        if fused.mask is not None:
-            order = real_first(fused.mask).expand_as(x)
-            x = x.gather(1, order)
-        for layer in self.layers:
-            x = layer(x)
-        x = self.norm_f(x)
-        return x if fused.mask is None else torch.empty_like(x).scatter(1, order, x)
+        return past_padding(lambda x: self.norm_f(self._layers(x)[0]), fused.tokens, fused.mask)
+
+    def read_image(
+        self, image: Float[Tensor, "b c y x"] | ImageTokens, *, image_mask: Bool[Tensor, "b p"] | None = None
+    ) -> ImageState:
+        """Do all that is the same for every text about an image, once: `read_text` then answers each text.
+
+        It can be differentiated, so a training may share it too.
+
+        Args:
+            image: Pixels `(b, c, y, x)`, or what `encode` made of them.
+            image_mask: True where an image token is real, `(b, p)`; a row of False has no image.
+        Returns:
+            The state behind the images; index it with `rows` to ask several texts of one.
+        Raises:
+            ShapeError: As `encode`.
+            mmm_fusion.InputError: A tensor does not fit the fusion method.
+        """
+        tokens, grid = image if isinstance(image, ImageTokens) else self.encode(image)
+        memory = self.fusion.read(tokens, image_mask=image_mask, image_grid=grid)
+        b, k, _ = memory.prefix.shape
+        if not k:
+            return ImageState(memory, ())
+        x, bounds = pack(memory.prefix, memory.prefix_mask)
+        _, states = self._layers(x, cu_seqlens=bounds)
+        return ImageState(memory, tuple(MambaState(conv[:b], ssm[:b]) for conv, ssm in states))
+
+    def read_text(
+        self, text: Float[Tensor, "b l d"], state: ImageState, *, text_mask: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b l d"]:
+        """Read texts about images that were read before.
+
+        Args:
+            text: Embeddings, `(b, l, dim)`.
+            state: What `read_image` returned, a row for each text.
+            text_mask: True where a text token is real, `(b, l)`; None: all are.
+        Returns:
+            `(b, l, dim)`: what `forward` gives at the text's positions. What stands at padding means nothing.
+        Raises:
+            mmm_fusion.InputError: A tensor does not fit the fusion method, or text and state disagree in the batch.
+        """
+        x = self.fusion.join(text, state.memory, text_mask=text_mask)
+        return past_padding(lambda x: self.norm_f(self._layers(x, state.layers)[0]), x, text_mask)
+
+    def _layers(
+        self, x: Tensor, states: Sequence[MambaState] = (), *, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, list[MambaState]]:
+        """The tokens after the last layer, and the state of each layer behind the last token."""
+        last = []
+        for layer, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
+            x, state = layer(x, state, cu_seqlens=cu_seqlens)
+            last.append(state)
+        return x, last
 
     def check_fusion_method(self) -> str:
         """Print the fusion methods that are available and the one in use; return its name."""

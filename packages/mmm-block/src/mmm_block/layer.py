@@ -1,4 +1,4 @@
-"""One pre-norm residual Mamba layer, and the order in which a stack of them reads padded rows."""
+"""One pre-norm residual Mamba layer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mmm_core import Mamba
+from mmm_core import Mamba, MambaState
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
     from torch import Tensor
 
 
@@ -22,15 +22,13 @@ class MambaLayer(nn.Module):
         self.mixer = Mamba(dim, d_state=d_state, d_conv=d_conv, expand=expand)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b m d"]:
-        """Mix the tokens, (b, m, dim), with those before them."""
-        branch: Tensor = self.dropout(self.mixer(self.norm(x)))
-        return x + branch
-
-
-def real_first(mask: Bool[Tensor, "b m"]) -> Int[Tensor, "b m 1"]:
-    """For each row the positions of its real tokens, in order, then those of its padding.
-
-    A causal layer that reads a row so never meets padding before a real token, wherever the padding stood.
-    """
-    return mask.argsort(dim=1, descending=True, stable=True)[..., None]
+    def forward(
+        self,
+        x: Float[Tensor, "b m d"],
+        state: MambaState | None = None,
+        *,
+        cu_seqlens: Int[Tensor, " bounds"] | None = None,
+    ) -> tuple[Float[Tensor, "b m d"], MambaState]:
+        """Mix the tokens, (b, m, dim), with those before them; return the state behind the last as well."""
+        branch, state = self.mixer(self.norm(x), state, return_state=True, cu_seqlens=cu_seqlens)
+        return x + self.dropout(branch), state

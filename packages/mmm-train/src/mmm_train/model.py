@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mmm_block import ImageTokens, MultiModalMambaBlock
+from mmm_block import MultiModalMambaBlock
 from mmm_train.config import ModelConfig
 from mmm_train.data.tokenizer import PAD
 from mmm_train.errors import ConfigError
@@ -47,7 +47,7 @@ class AnswerModel(nn.Module):
         text_mask: Bool[Tensor, "b l"],
         image_of: Int[Tensor, " b"],
     ) -> Float[Tensor, "b a"]:
-        """Encode each image once, and answer all questions.
+        """Read each image once, and answer all questions.
 
         Args:
             images: Pixels in [-1, 1], `(i, c, y, x)`.
@@ -57,10 +57,8 @@ class AnswerModel(nn.Module):
         Returns:
             One score an answer, `(b, a)`.
         """
-        encoded = self.block.encode(images)
-        tokens = encoded.tokens.index_select(0, image_of)  # (b, p, encoder_dim)
-        fused = self.block.fuse(self.embed(text), ImageTokens(tokens, encoded.grid), text_mask=text_mask)
-        states = self.block.backbone(fused)[:, fused.text]  # (b, l, dim)
+        read = self.block.read_image(images).rows(image_of)
+        states = self.block.read_text(self.embed(text), read, text_mask=text_mask)  # (b, l, dim)
         last = text_mask.sum(1) - 1  # the word that has seen all others, and the image
         scores: Tensor = self.head(states[torch.arange(len(last), device=last.device), last])
         return scores

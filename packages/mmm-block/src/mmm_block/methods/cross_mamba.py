@@ -1,0 +1,144 @@
+"""`cross_mamba`: two scans, one over the image and one over the text, each read out by the other's C.
+
+Wan et al., Sigma: Siamese Mamba Network for Multi-Modal Semantic Segmentation, arXiv:2404.04256 §3.3 (cross Mamba
+block). There the two are pictures of one size, read position by position. Here a text must not wait for its end, nor
+have the image's length: the image is read to its end, and every word reads the state that it left.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmm_block.padding import past_padding, real_first
+from mmm_core import causal_conv1d, selective_scan
+from mmm_fusion import ArgumentError, ImageFirst, ImageMemory, check_arguments, check_image, check_text
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+DT_MIN, DT_MAX = 1e-3, 1e-1  # the initial step sizes are log-uniform between them, as in mamba_ssm
+
+
+class CrossMamba(ImageFirst):
+    """The text, plus what its C reads from the image's state and what the image's C reads from the text's.
+
+    Args:
+        dim: Width of the text.
+        image_dim: Width of the image tokens.
+        heads: Not used.
+        dropout: On the projected image tokens and on what is added to the text.
+        d_state: State size of both scans, for each inner channel.
+        d_conv: Taps of their convolutions.
+        expand: Their inner width, over `dim`.
+    Source:
+        arXiv:2404.04256 §3.3.
+    """
+
+    name = "cross_mamba"
+    contract = 1
+
+    def __init__(
+        self,
+        dim: int,
+        image_dim: int,
+        *,
+        heads: int,
+        dropout: float,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+    ) -> None:
+        super().__init__()
+        check_arguments(self, dim, image_dim, heads=heads, dropout=dropout)
+        for name, size in {"d_state": d_state, "d_conv": d_conv, "expand": expand}.items():
+            if size < 1:
+                raise ArgumentError(f"fusion method 'cross_mamba': `{name}` must be at least 1, got {size}.")
+        self.dim, self.image_dim = dim, image_dim
+        inner = expand * dim
+        self.proj = nn.Linear(image_dim, dim)
+        self.image_side = Side(dim, inner, d_state, d_conv)
+        self.text_side = Side(dim, inner, d_state, d_conv)
+        self.D = nn.Parameter(torch.ones(inner))
+        self.z_proj = nn.Linear(dim, inner, bias=False)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def read(
+        self,
+        image: Float[Tensor, "b p image_dim"],
+        *,
+        image_mask: Bool[Tensor, "b p"] | None = None,
+        image_grid: tuple[int, int] | None = None,
+    ) -> ImageMemory:
+        """Scan the image; its last state and the mean of its C stay for the text. See `FusionMethod.read`."""
+        image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
+        real = torch.ones_like(image[..., :1]) if image_mask is None else image_mask[..., None].to(image.dtype)
+        if image_mask is not None:
+            order = real_first(image_mask)[..., None]
+            image, real = image.gather(1, order.expand_as(image)), real.gather(1, order)
+        side = self.image_side
+        u, delta, B, C = side(side.norm(self.dropout(self.proj(image))))
+        C = C * real
+        delta = (
+            F.softplus(delta) * real
+        )  # a step of 0 leaves the state as it is: padding comes last, and counts nothing
+        _, state = selective_scan(u, delta, side.A(), B, C, return_final_state=True)
+        mean = C.sum(dim=1) / real.sum(dim=1).clamp(min=1)  # (b, n)
+        return ImageMemory(image.new_zeros(len(image), 0, self.dim), context=(state, mean))
+
+    def join(
+        self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b l dim"]:
+        """Scan the text and read both states, each with the C of the other; see `FusionMethod.join`."""
+        text = check_text(self, text, memory=memory, text_mask=text_mask)
+        state, mean = memory.context
+        side = self.text_side
+
+        def scan(x: Tensor) -> Tensor:
+            u, delta, B, C = side(x)
+            z = self.z_proj(x)
+            y = selective_scan(
+                u, delta, side.A(), B, mean[:, None].expand_as(B), self.D, z, delta_softplus=True
+            )  # (b, l, e)
+            return y + C @ state.mT.to(C.dtype) * F.silu(z)
+
+        y = past_padding(scan, side.norm(text), text_mask)
+        return text + self.dropout(self.out_proj(y))  # type: ignore[no-any-return]
+
+
+class Side(nn.Module):
+    """What one of the two selects by: the way into a Mamba layer, up to its scan."""
+
+    def __init__(self, dim: int, inner: int, d_state: int, d_conv: int) -> None:
+        super().__init__()
+        rank = math.ceil(dim / 16)
+        self.sizes = [rank, d_state, d_state]
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.in_proj = nn.Linear(dim, inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)
+        self.x_proj = nn.Linear(inner, sum(self.sizes), bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(inner, 1))
+        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
+        with torch.no_grad():
+            dt = torch.empty(inner).uniform_(math.log(DT_MIN), math.log(DT_MAX)).exp()
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        for parameter in (self.A_log, self.dt_proj.bias):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def A(self) -> Float[Tensor, "e n"]:
+        """The transition, below zero."""
+        return -self.A_log.exp()
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """u, delta before softplus, B and C, from normed tokens."""
+        conv = self.conv1d
+        u = causal_conv1d(self.in_proj(x), conv.weight.squeeze(1), conv.bias, activation="silu")
+        dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
+        return u, self.dt_proj(dt), B, C
