@@ -61,7 +61,8 @@ class Film(ImageFirst):
         """Scale and shift the text; see `FusionMethod.join`."""
         text = check_text(self, text, memory=memory, text_mask=text_mask)
         gamma, beta = memory.context
-        return (1 + gamma) * text + beta
+        fused: Tensor = (1 + gamma) * text + beta
+        return fused
 
 
 @hookimpl

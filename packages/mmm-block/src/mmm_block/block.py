@@ -250,7 +250,7 @@ class MultiModalMambaBlock(nn.Module):
         return past_padding(lambda x: self.norm_f(self._layers(x, state.layers)[0]), x, text_mask)
 
     def _layers(
-        self, x: Tensor, states: Sequence[MambaState] = (), *, cu_seqlens: Tensor | None = None
+        self, x: Tensor, states: Sequence[MambaState | None] = (), *, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, list[MambaState]]:
         """The tokens after the last layer, and the state of each layer behind the last token."""
         last = []

@@ -64,7 +64,14 @@ def check_inputs(
         InputError: Names the tensor, what it must be and what it is.
     """
     text = check_text(method, text, text_mask=text_mask)
-    return text, check_image(method, image, rows=text, image_mask=image_mask, image_grid=image_grid)
+    where = f"fusion method '{method.name}'"
+    if image is not None:
+        _check_shape(where, "image", image, b=len(text), p=None, image_dim=method.image_dim)
+        return text, check_image(method, image, image_mask=image_mask, image_grid=image_grid)
+    for name, value in {"image_mask": image_mask, "image_grid": image_grid}.items():
+        if value is not None:
+            raise InputError(f"{where}: `{name}` must be None where `image` is None. Pass both or neither.")
+    return text, text.new_zeros(len(text), 0, method.image_dim)
 
 
 def check_text(
@@ -102,9 +109,8 @@ def check_text(
 
 def check_image(
     method: FusionMethod,
-    image: Float[Tensor, "b p image_dim"] | None,
+    image: Float[Tensor, "b p image_dim"],
     *,
-    rows: Tensor | None = None,
     image_mask: Bool[Tensor, "b p"] | None,
     image_grid: tuple[int, int] | None,
 ) -> Float[Tensor, "b p image_dim"]:
@@ -113,7 +119,6 @@ def check_image(
     Args:
         method: The method called.
         image: As in `FusionMethod.read`.
-        rows: The text that has one row an image, where there is one; without it there must be an image.
         image_mask: May be None.
         image_grid: May be None.
     Returns:
@@ -122,13 +127,7 @@ def check_image(
         InputError: Names the tensor, what it must be and what it is.
     """
     where = f"fusion method '{method.name}'"
-    if image is None and rows is not None:
-        for name, value in {"image_mask": image_mask, "image_grid": image_grid}.items():
-            if value is not None:
-                raise InputError(f"{where}: `{name}` must be None where `image` is None. Pass both or neither.")
-        return rows.new_zeros(len(rows), 0, method.image_dim)
-    b = None if rows is None else len(rows)
-    _check_shape(where, "image", image, b=b, p=None, image_dim=method.image_dim)
+    _check_shape(where, "image", image, b=None, p=None, image_dim=method.image_dim)
     _check_kind(method, where, "image", image)
     if image_grid is not None:
         _check_grid(where, image_grid, image.shape[1])

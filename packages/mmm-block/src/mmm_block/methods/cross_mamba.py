@@ -106,7 +106,7 @@ class CrossMamba(ImageFirst):
             y = selective_scan(
                 u, delta, side.A(), B, mean[:, None].expand_as(B), self.D, z, delta_softplus=True
             )  # (b, l, e)
-            return y + C @ state.mT.to(C.dtype) * F.silu(z)
+            return y + C @ state.mT.to(C.dtype) * F.silu(z)  # type: ignore[no-any-return]
 
         y = past_padding(scan, side.norm(text), text_mask)
         return text + self.dropout(self.out_proj(y))  # type: ignore[no-any-return]
@@ -139,6 +139,8 @@ class Side(nn.Module):
     def forward(self, x: Float[Tensor, "b l d"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """u, delta before softplus, B and C, from normed tokens."""
         conv = self.conv1d
-        u = causal_conv1d(self.in_proj(x), conv.weight.squeeze(1), conv.bias, activation="silu")
+        u: Tensor = causal_conv1d(  # type: ignore[assignment]  # a tensor alone, where no state is asked for
+            self.in_proj(x), conv.weight.squeeze(1), conv.bias, activation="silu"
+        )
         dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
         return u, self.dt_proj(dt), B, C

@@ -78,4 +78,5 @@ class State(ImageFirst):
         """Scan the text from that state on, and add it to the text; see `FusionMethod.join`."""
         text = check_text(self, text, memory=memory, text_mask=text_mask)
         state = MambaState(*memory.context)
-        return text + self.dropout(past_padding(lambda x: self.mixer(x, state), self.norm_text(text), text_mask))
+        branch: Tensor = past_padding(lambda x: self.mixer(x, state), self.norm_text(text), text_mask)
+        return text + self.dropout(branch)  # type: ignore[no-any-return]

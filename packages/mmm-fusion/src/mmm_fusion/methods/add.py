@@ -36,7 +36,7 @@ class Add(ImageFirst):
         super().__init__()
         check_arguments(self, dim, image_dim, heads=heads, dropout=dropout)
         self.dim, self.image_dim = dim, image_dim
-        self.proj = nn.Linear(image_dim, dim)
+        self.proj: nn.Module = nn.Linear(image_dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def read(
