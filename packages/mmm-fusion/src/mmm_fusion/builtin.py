@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from mmm_fusion.hookspecs import hookimpl
 from mmm_fusion.interface import FusionMethod
-from mmm_fusion.methods import MLP, Add, Concat, VisualExpert
+from mmm_fusion.methods import (
+    MLP,
+    Add,
+    Concat,
+    CrossAttention,
+    Perceiver,
+    QFormer,
+    VisualExpert,
+)
 
 
 @hookimpl
 def mmm_fusion_methods() -> list[type[FusionMethod]]:
-    """Offer the four methods of this package."""
-    return [Add, Concat, MLP, VisualExpert]
+    """Offer the methods of this package."""
+    return [
+        Add,
+        Concat,
+        CrossAttention,
+        MLP,
+        Perceiver,
+        QFormer,
+        VisualExpert,
+    ]

@@ -27,14 +27,26 @@ def check_arguments(method: FusionMethod, dim: int, image_dim: int, *, heads: in
         ArgumentError: Names the argument.
     """
     where = f"fusion method '{method.name}'"
-    for name, value in {"dim": dim, "image_dim": image_dim, "heads": heads}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ArgumentError(f"{where}: `{name}` must be an int of at least 1, got {value!r}.")
+    check_counts(method, dim=dim, image_dim=image_dim, heads=heads)
     if dim % heads:
         divisors = ", ".join(str(n) for n in range(1, dim + 1) if dim % n == 0)
         raise ArgumentError(f"{where}: `heads` must divide dim = {dim}, got {heads}. Choose one of {divisors}.")
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ArgumentError(f"{where}: `dropout` must be a number from 0 to below 1, got {dropout!r}.")
+
+
+def check_counts(method: FusionMethod, **counts: int) -> None:
+    """Refuse what is not an int of at least 1.
+
+    Args:
+        method: Names the method in the error.
+        counts: Arguments of the constructor, by name.
+    Raises:
+        ArgumentError: Names the argument.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ArgumentError(f"fusion method '{method.name}': `{name}` must be an int of at least 1, got {value!r}.")
 
 
 def check_inputs(
