@@ -23,7 +23,12 @@ TINY = {
 
 
 def tiny(**settings: object) -> AnswerModel:
-    return AnswerModel(ModelConfig(**{**TINY, **settings}), words=10, answers=5)
+    model = AnswerModel(ModelConfig(**{**TINY, **settings}), words=10, answers=5)
+    with torch.no_grad():
+        for parameter in model.block.fusion.parameters():
+            if not parameter.any():  # a gate that is closed at the start, say
+                parameter.normal_(std=0.3)
+    return model
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def batch() -> Batch:
     )
 
 
-METHODS = ["add", "concat", "mlp", "visual_expert"]
+METHODS = [method.name for method in mmm_fusion.available()]
 
 
 @pytest.mark.parametrize("fusion", METHODS)
