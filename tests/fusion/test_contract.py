@@ -3,12 +3,17 @@
 import pytest
 import torch
 
-from mmm_fusion import available
+from mmm_fusion.builtin import mmm_fusion_methods
 from mmm_fusion.methods import (
     MLP,
     Add,
     Concat,
     CrossAttention,
+    Gated,
+    LDPv2,
+    LowRank,
+    Matmul,
+    MobileVLM,
     Perceiver,
     QFormer,
     VisualExpert,
@@ -35,6 +40,28 @@ class TestNarrowCrossAttention(FusionContract):
     dim, heads, image_dim = 20, 4, 30
 
 
+class TestGated(FusionContract):
+    method = Gated
+
+
+class TestLDPv2(FusionContract):
+    method = LDPv2
+
+
+class TestLowRank(FusionContract):
+    method = LowRank
+
+
+class TestLowRankOfRankOne(FusionContract):
+    method = LowRank
+    options = {"rank": 1}
+    dim, heads, image_dim = 20, 4, 30
+
+
+class TestMatmul(FusionContract):
+    method = Matmul
+
+
 class TestMLP(FusionContract):
     method = MLP
 
@@ -42,6 +69,10 @@ class TestMLP(FusionContract):
 class TestWideMLP(FusionContract):
     method = MLP
     options = {"ratio": 2.5}
+
+
+class TestMobileVLM(FusionContract):
+    method = MobileVLM
 
 
 class TestPerceiver(FusionContract):
@@ -87,7 +118,7 @@ TESTED = {value.method for value in list(globals().values()) if isinstance(value
 
 
 def test_every_method_is_put_to_the_test() -> None:
-    assert set(available()) <= TESTED
+    assert set(mmm_fusion_methods()) <= TESTED
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

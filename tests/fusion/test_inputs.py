@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from mmm_fusion import ArgumentError, FusionMethod, InputError, create
+from mmm_fusion.builtin import mmm_fusion_methods
+from mmm_fusion_film import Film
 
-METHODS = ["add", "concat", "film", "mlp", "visual_expert"]
+METHODS = sorted(method.name for method in [*mmm_fusion_methods(), Film])
 
 
 @pytest.fixture(params=METHODS)

@@ -20,9 +20,10 @@ from mmm_fusion import (
     plugins,
     rules,
 )
+from mmm_fusion.builtin import mmm_fusion_methods
 from mmm_fusion.methods import Add
 
-BUILT_IN = ["add", "concat", "mlp", "visual_expert"]
+BUILT_IN = sorted(method.name for method in mmm_fusion_methods())
 
 
 def hook(body: str) -> str:
@@ -264,10 +265,10 @@ def test_a_method_that_says_nothing_was_written_for_contract_1(site, monkeypatch
 
 
 def test_two_methods_of_one_name(site) -> None:
-    site.install("zebra-fusion", "1.0", plugin("gated"))
-    site.install("acme-fusion", "0.2", plugin("fine", "gated"))
+    site.install("zebra-fusion", "1.0", plugin("glance"))
+    site.install("acme-fusion", "0.2", plugin("fine", "glance"))
     text = (
-        "fusion method 'gated' is offered by acme-fusion 0.2 and zebra-fusion 1.0. None of them is loaded. "
+        "fusion method 'glance' is offered by acme-fusion 0.2 and zebra-fusion 1.0. None of them is loaded. "
         "Uninstall one, or choose one by MMM_FUSION_PLUGINS."
     )
     assert names() == [*BUILT_IN, "fine"]
@@ -276,23 +277,23 @@ def test_two_methods_of_one_name(site) -> None:
         f"zebra-fusion 1.0 (DuplicateMethodError: {text})",
     ]
     with pytest.raises(DuplicateMethodError) as caught:
-        create("gated", 8, 6, heads=2, dropout=0.0)
+        create("glance", 8, 6, heads=2, dropout=0.0)
     assert str(caught.value) == text
 
 
 def test_choosing_is_not_advised_where_it_cannot_help(site, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("acme_fusion", "zebra_fusion"):
-        site.install(name.replace("_", "-"), "1.0", plugin("gated"), entry_points=f"[mmm_fusion]\ngated = {name}\n")
+        site.install(name.replace("_", "-"), "1.0", plugin("glance"), entry_points=f"[mmm_fusion]\nglance = {name}\n")
     with pytest.raises(DuplicateMethodError) as caught:
-        create("gated", 8, 6, heads=2, dropout=0.0)
+        create("glance", 8, 6, heads=2, dropout=0.0)
     assert str(caught.value).endswith("None of them is loaded. Uninstall one.")
 
 
 def test_choosing_one_of_two_settles_it(site, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.install("acme-fusion", "0.2", plugin("gated"))
-    site.install("zebra-fusion", "1.0", plugin("gated"))
+    site.install("acme-fusion", "0.2", plugin("glance"))
+    site.install("zebra-fusion", "1.0", plugin("glance"))
     monkeypatch.setenv("MMM_FUSION_PLUGINS", "zebra_fusion")
-    assert plugins.registry().methods["gated"].source.distribution == "zebra-fusion"
+    assert plugins.registry().methods["glance"].source.distribution == "zebra-fusion"
     assert failures() == ()
 
 
@@ -342,19 +343,18 @@ def test_unknown_method_far_from_any(site) -> None:
     with pytest.raises(UnknownMethodError) as caught:
         create("xyz", 8, 6, heads=2, dropout=0.0)
     assert str(caught.value) == (
-        "fusion method 'xyz' is not registered. Registered: add, concat, mlp, visual_expert. "
-        "See `python -m mmm_fusion`."
+        f"fusion method 'xyz' is not registered. Registered: {', '.join(BUILT_IN)}. See `python -m mmm_fusion`."
     )
 
 
 def test_unknown_method_names_what_failed_to_load(site) -> None:
     site.install("acme-fusion", "0.2", "import foo_that_is_not_there")
-    site.install("near-fusion", "1.0", plugin("cross_attention"))
+    site.install("near-fusion", "1.0", plugin("cross_covariance"))
     with pytest.raises(UnknownMethodError) as caught:
-        create("xattention", 8, 6, heads=2, dropout=0.0)
+        create("xcovariance", 8, 6, heads=2, dropout=0.0)
     assert str(caught.value) == (
-        "fusion method 'xattention' is not registered. Did you mean 'cross_attention'? Failed to load: acme-fusion 0.2 "
-        "(ModuleNotFoundError: No module named 'foo_that_is_not_there'). See `python -m mmm_fusion`."
+        "fusion method 'xcovariance' is not registered. Did you mean 'cross_covariance'? Failed to load: "
+        "acme-fusion 0.2 (ModuleNotFoundError: No module named 'foo_that_is_not_there'). See `python -m mmm_fusion`."
     )
 
 
