@@ -13,12 +13,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmm_fusion import FusionMethod, FusionOutput, check_inputs, prepend
+from mmm_fusion import (
+    FusionMethod,
+    FusionOutput,
+    ImageFirst,
+    ImageMemory,
+    check_image,
+    check_inputs,
+    check_text,
+    prepend,
+)
 from mmm_fusion.methods.add import pooled_to
 from mmm_fusion.methods.visual_expert import attend, split_heads
-from mmm_fusion.testing import ContractViolation, FusionContract
+from mmm_fusion.testing import ContractViolation, FusionContract, rules_of
+from mmm_fusion.testing.probes import settings
 
-RULES = [name.removeprefix("test_") for name in vars(FusionContract) if name.startswith("test_")]
+RULES = [name.removeprefix("test_") for name in rules_of(FusionContract)]
+PADDING = ["text_padding", "image_padding", "padding_may_hold_nan"]
+PARTS = ["read_then_join", "many_texts_of_one_image", "text_of_no_tokens"]
+WITH_A_GRID = [
+    *("lengths_are_free", "grid_must_match", "image_matters", "causal", "row_without_image", "image_padding"),
+    *("padding_may_hold_nan", "rows_do_not_mix", "parameters_are_registered"),
+    *("parameters_get_gradients", "state_dict", "evaluation_is_deterministic", "inputs_are_left_alone", "autocast"),
+]
 BROKEN: dict[type[FusionMethod], list[str]] = {}
 
 
@@ -70,6 +87,44 @@ class RightConcat(Right):
         return prepend(self.proj(image), text, **masks)
 
 
+class RightOnAGrid(Right):
+    """As `add`, and where the image is a grid, convolved before."""
+
+    def build(self) -> None:
+        self.conv = nn.Conv2d(self.image_dim, self.image_dim, 3, padding=1, groups=self.image_dim)
+
+    def forward(self, text, image, *, image_mask=None, image_grid=None, text_mask=None):
+        masks = {"text_mask": text_mask, "image_mask": image_mask}
+        text, image = check_inputs(self, text, image, **masks, image_grid=image_grid)
+        if image_grid is not None:
+            image = self.on_grid(image.unflatten(1, image_grid).movedim(3, 1)).flatten(2).mT
+        return self.fuse(text, image, **masks)
+
+    def on_grid(self, image: Tensor) -> Tensor:
+        """The image as `(b, image_dim, h, w)`."""
+        return image + self.conv(image)
+
+
+class RightInParts(ImageFirst):
+    """As `add`, in two parts."""
+
+    name = "right"
+
+    def __init__(self, dim: int, image_dim: int, *, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.dim, self.image_dim = dim, image_dim
+        self.proj = nn.Linear(image_dim, dim)
+
+    def read(self, image, *, image_mask=None, image_grid=None):
+        image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
+        return ImageMemory(image.new_zeros(len(image), 0, self.dim), context=(self.proj(image), image_mask))
+
+    def join(self, text, memory, *, text_mask=None):
+        text = check_text(self, text, memory=memory, text_mask=text_mask)
+        image, image_mask = memory.context
+        return text + pooled_to(text, image, text_mask=text_mask, image_mask=image_mask)
+
+
 # Form.
 
 
@@ -83,10 +138,16 @@ class NewerContract(Right):
     contract = 2
 
 
-@breaks("signatures", "lengths_are_free")
+@breaks("signatures", *WITH_A_GRID, *PARTS)
 class NoGrid(Right):
     def forward(self, text, image, *, text_mask=None, image_mask=None):
         return super().forward(text, image, text_mask=text_mask, image_mask=image_mask)
+
+
+@breaks("signatures", "read_then_join", "inputs_are_left_alone")
+class ReadWithoutAGrid(Right):
+    def read(self, image, *, image_mask):
+        return super().read(image, image_mask=image_mask)
 
 
 @breaks("signatures", *(rule for rule in RULES if rule != "signatures"))
@@ -101,13 +162,13 @@ class LookAlike(NamedTuple):
     mask: Tensor | None
 
 
-@breaks("output", "mask", "lengths_are_free", "widths_are_free", "no_image")
+@breaks("output", "mask", "lengths_are_free", "widths_are_free", "no_image", "text_of_no_tokens")
 class AnotherTuple(Right):
     def fuse(self, text, image, **masks):
         return LookAlike(*super().fuse(text, image, **masks))
 
 
-@breaks("mask", "no_image", "row_without_image", "text_padding", "image_padding", "padding_may_hold_nan")
+@breaks("mask", "no_image", "row_without_image", *PADDING, "read_then_join", "many_texts_of_one_image")
 class ForgetsTheMask(RightConcat):
     def fuse(self, text, image, **masks):
         return super().fuse(text, image, **masks)._replace(mask=None)
@@ -122,11 +183,27 @@ class AlwaysAMask(RightConcat):
 
 
 @breaks("lengths_are_free")
-class SquareGridsOnly(Right):
+class WideGridsOnly(Right):
     def forward(self, text, image, *, text_mask=None, image_mask=None, image_grid=None):
-        if image_grid is not None and image_grid[0] != image_grid[1]:
-            raise NotImplementedError("a square grid")
+        output = super().forward(text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
+        if image_grid is not None and image_grid[0] > image_grid[1]:
+            raise NotImplementedError("a wide grid")
+        return output
+
+
+@breaks("grid_must_match")
+class AnyGrid(Right):
+    def forward(self, text, image, *, text_mask=None, image_mask=None, image_grid=None):
         return super().forward(text, image, text_mask=text_mask, image_mask=image_mask)
+
+
+@breaks("grid_must_match")
+class CrashesOnAnotherGrid(RightOnAGrid):
+    def forward(self, text, image, *, text_mask=None, image_mask=None, image_grid=None):
+        try:
+            return super().forward(text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
+        except ValueError as error:
+            raise RuntimeError("shape mismatch") from error
 
 
 @breaks("widths_are_free")
@@ -135,14 +212,14 @@ class WidthBuiltIn(Right):
         self.proj = nn.Linear(20, self.dim)
 
 
-@breaks("image_before_text")
+@breaks("image_before_text", *PARTS)
 class TextFirst(Right):
     def fuse(self, text, image, text_mask, image_mask):
         output = prepend(text, self.proj(image), text_mask=image_mask, image_mask=text_mask)
         return output._replace(text=slice(0, text.shape[1]))
 
 
-@breaks("image_before_text", "mask")
+@breaks("image_before_text", "mask", *PARTS)
 class OffByOne(RightConcat):
     def fuse(self, text, image, **masks):
         output, p = super().fuse(text, image, **masks), image.shape[1]
@@ -172,6 +249,12 @@ class ImageOfTheSameLengthOnly(Right):
         return output if text.shape[1] == image.shape[1] else output._replace(tokens=text)
 
 
+@breaks("image_matters", "parameters_get_gradients")
+class IgnoresTheImageOnAGrid(RightOnAGrid):
+    def on_grid(self, image):
+        return super().on_grid(image * 0)
+
+
 @breaks("causal")
 class ReadsTheFuture(Right):
     def fuse(self, text, image, **masks):
@@ -179,7 +262,7 @@ class ReadsTheFuture(Right):
         return super().fuse(later, image, **masks)
 
 
-@breaks("causal")
+@breaks("causal", *PARTS)
 class ImageReadsTheText(RightConcat):
     def fuse(self, text, image, **masks):
         output = super().fuse(text, image, **masks)
@@ -231,7 +314,7 @@ class PoolsPadding(Right):
         return super().fuse(text, image, text_mask=text_mask, image_mask=None)
 
 
-@breaks("padding_may_hold_nan")
+@breaks("padding_may_hold_nan", "grid_must_match")
 class MultipliesByTheMask(Right):
     def forward(self, text, image, *, text_mask=None, image_mask=None, image_grid=None):
         text = text if text_mask is None else text * text_mask[..., None]
@@ -267,6 +350,76 @@ class BatchNorm(Right):
         return super().fuse(self.norm(text.flatten(0, 1)).view_as(text), image, **masks)
 
 
+@breaks("rows_do_not_mix")
+class BatchNormOnAGrid(RightOnAGrid):
+    def build(self):
+        super().build()
+        self.norm = nn.BatchNorm2d(self.image_dim)
+
+    def on_grid(self, image):
+        return super().on_grid(self.norm(image))
+
+
+@breaks("padding_may_hold_nan", "image_padding")
+class PaddingFlowsOverTheGrid(RightOnAGrid):
+    def forward(self, text, image, *, text_mask=None, image_mask=None, image_grid=None):
+        masks = {"text_mask": text_mask, "image_mask": image_mask}
+        _, zeroed = check_inputs(self, text, image, **masks, image_grid=image_grid)
+        image = zeroed if image_grid is None else zeroed + 0.1 * image.mean(dim=1, keepdim=True)
+        return super().forward(text, image, **masks, image_grid=image_grid)
+
+
+# Parts.
+
+
+@breaks("read_then_join", "many_texts_of_one_image")
+class ReadsAnotherImage(RightConcat):
+    def read(self, image, **given):
+        return super().read(-image, **given)
+
+
+@breaks("read_then_join", "many_texts_of_one_image")
+class JoinForgetsTheMask(Right):
+    def join(self, text, memory, *, text_mask=None):
+        return super().join(text, memory)
+
+
+@breaks("read_then_join")
+class ReadForgetsTheGrid(RightOnAGrid):
+    def read(self, image, *, image_mask=None, image_grid=None):
+        return super().read(image, image_mask=image_mask)
+
+
+@breaks("read_then_join", "many_texts_of_one_image")
+class ForgetsTheMaskOfThePrefix(RightConcat):
+    def read(self, image, **given):
+        return super().read(image, **given)._replace(prefix_mask=None)
+
+
+@breaks("many_texts_of_one_image")
+class ContextOfNoTensors(RightInParts):
+    def read(self, image, **given):
+        memory = super().read(image, **given)
+        return memory._replace(context=([*memory.context],))
+
+    def join(self, text, memory, *, text_mask=None):
+        return super().join(text, memory._replace(context=memory.context[0]), text_mask=text_mask)
+
+
+@breaks("text_of_no_tokens", "read_then_join", "many_texts_of_one_image", "inputs_are_left_alone")
+class NeedsAWord(Right):
+    def fuse(self, text, image, **masks):
+        bound = text.detach().abs().amax(dim=1, keepdim=True)
+        return super().fuse(torch.where(text > 1e9 * bound, 0, text), image, **masks)
+
+
+@breaks("text_of_no_tokens", "read_then_join", "many_texts_of_one_image")
+class PlaceholderForNoText(Right):
+    def fuse(self, text, image, text_mask, image_mask):
+        text = text if text.shape[1] else text.new_zeros(len(text), 1, self.dim)
+        return super().fuse(text, image, text_mask=text_mask, image_mask=image_mask)
+
+
 # What a module must be.
 
 
@@ -277,6 +430,23 @@ class PlainList(Right):
 
     def fuse(self, text, image, **masks):
         return super().fuse(text * self.scales[0].to(text.dtype), image, **masks)
+
+
+@breaks("parameters_are_registered")
+class PlainTensor(Right):
+    def build(self):
+        self.constants = {"scale": torch.full((self.dim,), 1.5)}
+
+    def fuse(self, text, image, **masks):
+        return super().fuse(text * self.constants["scale"].to(text.dtype), image, **masks)
+
+
+@breaks("parameters_are_registered")
+class TensorOfTheClass(Right):
+    scale = torch.tensor(1.5)
+
+    def fuse(self, text, image, **masks):
+        return super().fuse(text * self.scale, image, **masks)
 
 
 @breaks("parameters_get_gradients")
@@ -307,10 +477,142 @@ class RandomConstant(Right):
         return super().fuse(text * self.direction, image, **masks)
 
 
+@breaks("parameters_are_not_shared")
+class OneParameterTwoNames(Right):
+    def build(self):
+        self.again = nn.Linear(self.image_dim, self.dim)
+        self.again.weight = self.proj.weight
+
+    def fuse(self, text, image, **masks):
+        return super().fuse(text + pooled_to(text, self.again(image), **masks), image, **masks)
+
+
+@breaks("parameters_are_not_shared")
+class BufferOnAParameter(Right):
+    def build(self):
+        self.register_buffer("first", self.proj.weight.detach()[:1])
+
+
+KEPT: dict[int, nn.Parameter] = {}
+
+
+@breaks("parameters_are_not_shared", "evaluation_draws_no_random_numbers")
+class OneParameterForAll(Right):
+    def build(self):
+        self.scale = KEPT.setdefault(self.dim, nn.Parameter(torch.ones(self.dim)))
+
+    def fuse(self, text, image, **masks):
+        return super().fuse(text * self.scale, image, **masks)
+
+
+@breaks("state_dict", "parameters_are_registered", "read_then_join", "many_texts_of_one_image")
+class MakesParametersLate(Right):
+    def fuse(self, text, image, **masks):
+        if not hasattr(self, "scale"):
+            self.scale = nn.Parameter(torch.ones_like(text[0, 0]))
+        return super().fuse(text * self.scale, image, **masks)
+
+
+@breaks("state_dict", "rows_do_not_mix")
+class TrainsANumber(Right):
+    def build(self):
+        self.level = 1.0
+
+    def fuse(self, text, image, **masks):
+        self.level += 0.1 if self.training else 0.0
+        return super().fuse(text * self.level, image, **masks)
+
+
+@breaks("state_dict")
+class StateOfNoTensors(Right):
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state): ...
+
+
+# What is left alone.
+
+
 @breaks("evaluation_is_deterministic")
+class RemembersTheFirstCall(Right):
+    def build(self):
+        self.length = None
+
+    def fuse(self, text, image, **masks):
+        output = super().fuse(text, image, **masks)
+        if self.rate == 0.5:
+            scale, self.length = self.length or 1, text.shape[1]
+            output = output._replace(tokens=output.tokens * scale)
+        return output
+
+
+@breaks("evaluation_draws_no_random_numbers")
 class DropsInEvaluation(Right):
     def fuse(self, text, image, **masks):
         return super().fuse(text, F.dropout(image, self.rate), **masks)
+
+
+@breaks("evaluation_draws_no_random_numbers")
+class DrawsForNothing(Right):
+    def fuse(self, text, image, **masks):
+        torch.rand(1)
+        return super().fuse(text, image, **masks)
+
+
+@breaks("evaluation_draws_no_random_numbers", "global_state")
+class SeedsEachCall(Right):
+    def fuse(self, text, image, **masks):
+        torch.manual_seed(0)
+        return super().fuse(text, image, **masks)
+
+
+@breaks("global_state")
+class SeedsInTheConstructor(Right):
+    def build(self):
+        torch.manual_seed(0)
+
+
+@breaks("global_state")
+class SetsTheDefaultDtype(Right):
+    def build(self):
+        torch.set_default_dtype(torch.float16)
+
+
+@breaks("global_state")
+class SetsThreads(Right):
+    def fuse(self, text, image, **masks):
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return super().fuse(text, image, **masks)
+
+
+@breaks("global_state")
+class SetsThePrecision(Right):
+    def build(self):
+        torch.set_float32_matmul_precision("medium")
+
+
+@breaks("global_state", "parameters_get_gradients", "autocast")
+class TurnsGradientsOff(Right):
+    def fuse(self, text, image, **masks):
+        output = super().fuse(text, image, **masks)
+        torch.set_grad_enabled(False)
+        return output
+
+
+@breaks("inputs_are_left_alone")
+class MasksInPlace(Right):
+    def forward(self, text, image, *, text_mask=None, image_mask=None, image_grid=None):
+        if text_mask is not None:
+            text[~text_mask] = 0
+        return super().forward(text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
+
+
+@breaks("inputs_are_left_alone", "read_then_join", "many_texts_of_one_image")
+class JoinsInPlace(RightInParts):
+    def join(self, text, memory, *, text_mask=None):
+        memory.context[0].mul_(1.5)
+        return super().join(text, memory, text_mask=text_mask)
 
 
 @breaks("dtype")
@@ -324,6 +626,30 @@ class SinglePrecision(Right):
 class PromotesHalf(Right):
     def fuse(self, text, image, **masks):
         return super().fuse(text * torch.ones(1, dtype=torch.float32), image, **masks)
+
+
+@breaks("autocast")
+class HalfUnderAutocast(Right):
+    def build(self):
+        self.mix = nn.Linear(self.dim, self.dim)
+
+    def fuse(self, text, image, **masks):
+        return super().fuse(self.mix(text), image, **masks)
+
+
+@breaks("autocast")
+class CrashesUnderAutocast(Right):
+    def fuse(self, text, image, text_mask, image_mask):
+        output = super().fuse(torch.zeros_like(text), image, text_mask=text_mask, image_mask=image_mask)
+        pooled = pooled_to(text, self.proj(image), text_mask=text_mask, image_mask=image_mask)
+        everywhere = torch.arange(text.shape[1])
+        return output._replace(tokens=text.index_add(1, everywhere, pooled))
+
+
+@breaks("autocast")
+class CancelsInHalf(Right):
+    def fuse(self, text, image, **masks):
+        return super().fuse(text + ((self.proj.bias + 1000) @ torch.eye(self.dim).to(text) - 1000), image, **masks)
 
 
 @breaks("compiles")
@@ -346,7 +672,7 @@ def broken_rules(method: type[FusionMethod]) -> dict[str, Exception]:
     return found
 
 
-@pytest.mark.parametrize("method", [Right, RightConcat])
+@pytest.mark.parametrize("method", [Right, RightConcat, RightOnAGrid, RightInParts])
 def test_a_right_method_is_accepted(method: type[FusionMethod]) -> None:
     assert broken_rules(method) == {}
 
@@ -381,8 +707,9 @@ def test_a_crash_carries_the_rule_too() -> None:
     assert error.__notes__[1] == "To do: begin forward with check_inputs: it makes a missing image one of no tokens."
 
 
-def test_the_kit_leaves_the_global_state_alone() -> None:
-    generator, dtype = torch.get_rng_state(), torch.get_default_dtype()
-    broken_rules(Right)
+@pytest.mark.parametrize("method", [Right, *(each for each, rules in BROKEN.items() if rules[0] == "global_state")])
+def test_the_kit_leaves_the_global_state_alone(method: type[FusionMethod]) -> None:
+    generator, before = torch.get_rng_state(), settings()
+    broken_rules(method)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert torch.get_default_dtype() == dtype
+    assert settings() == before

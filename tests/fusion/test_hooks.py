@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmm_fusion import hookspecs
-from mmm_fusion.testing import FusionContract
+from mmm_fusion.testing import FusionContract, rules_of
 
 HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "mmm_fusion_spec")]
 
@@ -30,9 +30,6 @@ def test_hook_has_a_test(hook: str) -> None:
     assert f"def {hook}()" in Path(__file__).with_name("test_plugins.py").read_text()
 
 
-RULES = [name for name in vars(FusionContract) if name.startswith("test_")]
-
-
 def test_the_rules_of_the_contract_are_documented() -> None:
     page = (Path(__file__).parents[2] / "docs/concepts/fusion.md").read_text()
-    assert re.findall(r"^\| `(test_\w+)` \|", page, flags=re.MULTILINE) == RULES
+    assert re.findall(r"^\| `(test_\w+)` \|", page, flags=re.MULTILINE) == list(rules_of(FusionContract))

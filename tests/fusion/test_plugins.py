@@ -182,6 +182,18 @@ BROKEN = {
         "(self, text, image, *, text_mask=None, image_mask=None, image_grid=None), "
         "got (self, text, image, *, text_mask=None, image_mask=None).",
     ),
+    "read of the text": (
+        plugin("broken").replace("    def forward", "    def read(self, text, image):\n        ...\n\n    def forward"),
+        "PluginError: broken_fusion.Method.read: the signature must be "
+        "(self, image, *, image_mask=None, image_grid=None), got (self, text, image).",
+    ),
+    "join without a mask": (
+        plugin("broken").replace(
+            "    def forward", "    def join(self, text, memory):\n        ...\n\n    def forward"
+        ),
+        "PluginError: broken_fusion.Method.join: the signature must be "
+        "(self, text, memory, *, text_mask=None), got (self, text, memory).",
+    ),
     "a built-in's name": (
         plugin("mlp"),
         f"DuplicateMethodError: fusion method 'mlp' is offered by {OWN} and broken-fusion 0.2. "

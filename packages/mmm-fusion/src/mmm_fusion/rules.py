@@ -40,6 +40,10 @@ def check_method(method: object) -> None:
     inputs = ("text", "image", "text_mask", "image_mask", "image_grid")
     call = "(self, text, image, *, text_mask=None, image_mask=None, image_grid=None)"
     _check_signature(f"{where}.forward", method.forward, call, ("self", *inputs), 3)
+    reading, joining = ("self", "image", "image_mask", "image_grid"), ("self", "text", "memory", "text_mask")
+    call = "(self, image, *, image_mask=None, image_grid=None)"
+    _check_signature(f"{where}.read", method.read, call, reading, 2)
+    _check_signature(f"{where}.join", method.join, "(self, text, memory, *, text_mask=None)", joining, 3)
 
 
 def options_of(method: type[FusionMethod]) -> set[str] | None:

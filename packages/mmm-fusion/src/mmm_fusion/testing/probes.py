@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
@@ -14,29 +15,81 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+K = TypeVar("K")
+
 
 class ContractViolation(AssertionError):
     """A method breaks a rule. The text says what was seen; the notes name the rule and the remedy."""
 
 
-class rule(contextlib.ContextDecorator):
-    """Mark a test as the check of one rule: whatever it raises carries the rule and the remedy as notes.
+class Rule(NamedTuple):
+    """What a test checks, and what to do where it is broken."""
+
+    says: str
+    remedy: str
+
+
+def rule(says: str, remedy: str) -> Callable[[Callable[[K], None]], Callable[[K], None]]:
+    """Mark a test as the check of one rule.
+
+    What the test raises carries the rule and the remedy as notes. What a broken method did to the settings of torch
+    and to the global generator ends with the test.
 
     Args:
         says: The rule.
         remedy: What to do where it is broken.
     """
 
-    def __init__(self, says: str, remedy: str) -> None:
-        self.says, self.remedy = says, remedy
+    def mark(test: Callable[[K], None]) -> Callable[[K], None]:
+        @functools.wraps(test)
+        def checked(kit: K) -> None:
+            with settings_kept(), torch.random.fork_rng(devices=[]):
+                try:
+                    test(kit)
+                except Exception as error:
+                    error.add_note(f"Rule: {says}")
+                    error.add_note(f"To do: {remedy}")
+                    raise
 
-    def __enter__(self) -> None:
-        pass
+        setattr(checked, "rule", Rule(says, remedy))  # noqa: B010  # functions have no such attribute, says mypy
+        return checked
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            error.add_note(f"Rule: {self.says}")
-            error.add_note(f"To do: {self.remedy}")
+    return mark
+
+
+SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "the gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "the deterministic mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    "the float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+}
+"""The settings of torch that hold for the process or the thread: how to read and to write each."""
+
+
+def settings() -> dict[str, Any]:
+    """The settings as they are now."""
+    return {name: read() for name, (read, _) in SETTINGS.items()}
+
+
+@contextlib.contextmanager
+def settings_kept() -> Iterator[None]:
+    """Put back the settings that were changed inside."""
+    before = settings()
+    try:
+        yield
+    finally:
+        for name, value in settings().items():
+            if value != before[name]:
+                SETTINGS[name][1](before[name])
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A global generator of this seed; the one before comes back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextlib.contextmanager
@@ -119,7 +172,8 @@ def compare(a: Tensor, b: Tensor) -> str:
     """How far two outputs are apart."""
     if a.shape != b.shape:
         return f"shape {tuple(a.shape)} in place of {tuple(b.shape)}"
-    return f"largest difference {float((a - b).detach().abs().max()):.2g}"
+    largest = max((a - b).detach().abs().flatten().tolist(), default=0.0)
+    return f"largest difference {largest:.2g}"
 
 
 def require(holds: bool, seen: str) -> None:
