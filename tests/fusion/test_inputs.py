@@ -11,6 +11,8 @@ from torch import Tensor
 
 from mmm_fusion import ArgumentError, FusionMethod, InputError, create
 from mmm_fusion.builtin import mmm_fusion_methods
+from mmm_fusion.methods import MLP, Concat, VisualExpert
+from mmm_fusion.options import check_options
 from mmm_fusion_film import Film
 
 METHODS = sorted(method.name for method in [*mmm_fusion_methods(), Film])
@@ -192,12 +194,12 @@ def test_wrong_arguments(case: str, name: str) -> None:
         create(name, **{"dim": 8, "image_dim": 6, "heads": 2, "dropout": 0.0, **changed})
 
 
-@pytest.mark.parametrize("name", ["mlp", "visual_expert"])
+@pytest.mark.parametrize("method", [MLP, VisualExpert])
 @pytest.mark.parametrize("ratio", [0, -1.0, 0.1, float("nan"), float("inf"), "4", True, None])
-def test_wrong_ratio(name: str, ratio: object) -> None:
-    text = f"fusion method '{name}': `ratio` must be a number with ratio * dim at least 1, got {ratio!r}."
+def test_wrong_ratio(method: type[FusionMethod], ratio: object) -> None:
+    text = f"fusion method '{method.name}': `ratio` must be a number with ratio * dim at least 1, got {ratio!r}."
     with pytest.raises(ArgumentError, match=exactly(text)):
-        create(name, 8, 6, heads=2, dropout=0.0, ratio=ratio)
+        method(8, 6, heads=2, dropout=0.0, ratio=ratio)
 
 
 @pytest.mark.parametrize(
@@ -211,3 +213,62 @@ def test_wrong_ratio(name: str, ratio: object) -> None:
 def test_unknown_option(name: str, option: str, text: str) -> None:
     with pytest.raises(ArgumentError, match=exactly(f"fusion method '{name}' {text}")):
         create(name, 8, 6, heads=2, dropout=0.0, **{option: 1})
+
+
+class Options(Concat):
+    """A method with options of every kind."""
+
+    name = "options"
+
+    def __init__(
+        self, dim, image_dim, *, heads, dropout, ratio=1.0, depth=2, gated=False, pooling="mean", grid=None, sizes=(1,)
+    ):
+        super().__init__(dim, image_dim, heads=heads, dropout=dropout)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("ratio", "big", "option 'ratio' must be a number, as its default 1.0, got 'big'."),
+        ("ratio", True, "option 'ratio' must be a number, as its default 1.0, got True."),
+        ("ratio", None, "option 'ratio' must be a number, as its default 1.0, got None."),
+        ("ratio", float("nan"), "option 'ratio' must be a finite number, as its default 1.0, got nan."),
+        ("ratio", float("-inf"), "option 'ratio' must be a finite number, as its default 1.0, got -inf."),
+        ("depth", 2.0, "option 'depth' must be an int, as its default 2, got 2.0."),
+        ("depth", True, "option 'depth' must be an int, as its default 2, got True."),
+        ("gated", 1, "option 'gated' must be True or False, as its default False, got 1."),
+        ("pooling", 3, "option 'pooling' must be a string, as its default 'mean', got 3."),
+    ],
+)
+def test_option_of_the_wrong_type(option: str, value: object, text: str) -> None:
+    with pytest.raises(ArgumentError, match=exactly(f"fusion method 'options': {text}")):
+        check_options(Options, {option: value})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ratio": 2, "depth": 10**400, "gated": True, "pooling": "max"},
+        {"ratio": 10**400, "grid": "any", "sizes": 3},  # the default's type tells nothing, or not enough
+    ],
+)
+def test_option_of_the_right_type(options: dict[str, Any]) -> None:
+    check_options(Options, options)
+
+
+def test_create_looks_at_the_types_of_options() -> None:
+    text = "fusion method 'mlp': option 'ratio' must be a number, as its default 1.0, got 'big'."
+    with pytest.raises(ArgumentError, match=exactly(text)):
+        create("mlp", 8, 6, heads=2, dropout=0.0, ratio="big")
+
+
+def test_a_method_that_takes_any_option_has_the_named_ones_checked() -> None:
+    class AnyOption(Concat):
+        name = "any"
+
+        def __init__(self, dim, image_dim, *, heads, dropout, depth=1, **others):
+            super().__init__(dim, image_dim, heads=heads, dropout=dropout)
+
+    check_options(AnyOption, {"whatever": "x"})
+    with pytest.raises(ArgumentError, match="option 'depth' must be an int"):
+        check_options(AnyOption, {"whatever": "x", "depth": "x"})

@@ -141,11 +141,11 @@ BROKEN = {
     ),
     "not a class": (
         hook("return ['mlp']"),
-        "PluginError: mmm_fusion_methods must return subclasses of FusionMethod, got 'mlp'.",
+        "PluginError: a fusion method must be a subclass of FusionMethod, got 'mlp'.",
     ),
     "not a FusionMethod": (
         hook("return [dict]"),
-        "PluginError: mmm_fusion_methods must return subclasses of FusionMethod, got <class 'dict'>.",
+        "PluginError: a fusion method must be a subclass of FusionMethod, got <class 'dict'>.",
     ),
     "no name": (
         plugin("broken").replace("    name = 'broken'\n", ""),
@@ -157,8 +157,18 @@ BROKEN = {
     ),
     "newer contract": (
         plugin("broken").replace("class Method(FusionMethod):", "class Method(FusionMethod):\n    contract = 2"),
-        "PluginError: broken_fusion.Method: `contract` must be 1, as this mmm-fusion speaks, got 2. "
-        "Install versions of the plug-in and of mmm-fusion that speak the same one.",
+        "PluginError: broken_fusion.Method: `contract` must be 1, as this mmm-fusion speaks, got 2, "
+        "which is newer. Upgrade mmm-fusion, or install an older version of the plug-in.",
+    ),
+    "contract 0": (
+        plugin("broken").replace("class Method(FusionMethod):", "class Method(FusionMethod):\n    contract = 0"),
+        "PluginError: broken_fusion.Method: `contract` must be 1, as this mmm-fusion speaks, got 0, "
+        "which never was one. Set it to the number of the contract that the class is written for.",
+    ),
+    "contract as text": (
+        plugin("broken").replace("class Method(FusionMethod):", "class Method(FusionMethod):\n    contract = '1'"),
+        "PluginError: broken_fusion.Method: `contract` must be 1, as this mmm-fusion speaks, got '1', "
+        "which never was one. Set it to the number of the contract that the class is written for.",
     ),
     "no forward": (
         plugin("broken").replace("def forward", "def fuse"),
@@ -272,8 +282,12 @@ def test_plugins_load_in_the_order_of_their_distributions(site, tmp_path: Path) 
 
 def test_a_method_that_says_nothing_was_written_for_contract_1(site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "CONTRACT", 2)
-    with pytest.raises(PluginError, match="`contract` must be 2, as this mmm-fusion speaks, got 1"):
-        rules.check_method(type("Old", (Add,), {"name": "old"}))
+    with pytest.raises(PluginError) as caught:
+        rules.check_method(type("Old", (Add,), {"name": "old", "__module__": "acme"}))
+    assert str(caught.value) == (
+        "acme.Old: `contract` must be 2, as this mmm-fusion speaks, got 1, which is older. "
+        "Upgrade the plug-in, or install an older version of mmm-fusion."
+    )
 
 
 def test_two_methods_of_one_name(site) -> None:

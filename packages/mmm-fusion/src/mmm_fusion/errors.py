@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class FusionError(Exception):
     """Every error that `mmm_fusion` raises itself."""
@@ -25,3 +28,9 @@ class DuplicateMethodError(FusionError):
 
 class PluginError(FusionError):
     """A plug-in breaks a rule; under `MMM_FUSION_STRICT=1`, any plug-in that does not load."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A question for the name that was meant, with a space before it; empty where none is near."""
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.4)
+    return f" Did you mean '{close[0]}'?" if close else ""

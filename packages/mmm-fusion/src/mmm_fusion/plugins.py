@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 from collections.abc import Callable, Iterable
@@ -14,9 +13,10 @@ import pluggy
 
 from mmm_fusion import builtin, hookspecs
 from mmm_fusion.discovery import GROUP, Plugin, Source, candidates, in_order, plugins_of, wanted
-from mmm_fusion.errors import ArgumentError, DuplicateMethodError, PluginError, UnknownMethodError
+from mmm_fusion.errors import DuplicateMethodError, PluginError, UnknownMethodError, nearest
 from mmm_fusion.interface import FusionMethod
-from mmm_fusion.rules import check_method, options_of
+from mmm_fusion.options import check_options
+from mmm_fusion.rules import check_method
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -90,7 +90,8 @@ def create(name: str, dim: int, image_dim: int, *, heads: int, dropout: float, *
     Raises:
         UnknownMethodError: No such method; names the nearest, and what failed to load.
         DuplicateMethodError: Two distributions claim the name; names both.
-        ArgumentError: An option that the method does not have, or an argument out of range.
+        ArgumentError: An option that the method does not have, or one of another type than its default, or an
+            argument out of range.
         PluginError: Under `MMM_FUSION_STRICT=1`, if a plug-in does not load.
     """
     known = registry()
@@ -99,7 +100,7 @@ def create(name: str, dim: int, image_dim: int, *, heads: int, dropout: float, *
     if name not in known.methods:
         raise UnknownMethodError(_unknown(name, known))
     method = known.methods[name].method
-    _check_options(method, options)
+    check_options(method, options)
     return method(dim, image_dim, heads=heads, dropout=dropout, **options)
 
 
@@ -206,24 +207,10 @@ def _settle(offers: list[Registered], own: Source, failed: list[Failure]) -> dic
     return contested
 
 
-def _check_options(method: type[FusionMethod], options: dict[str, Any]) -> None:
-    known = options_of(method)
-    for option in options:
-        if known is not None and option not in known:
-            nearest = _nearest(option, known)
-            has = f"Its options: {', '.join(sorted(known))}." if known else "It has no options of its own."
-            raise ArgumentError(f"fusion method '{method.name}' has no option '{option}'.{nearest} {has}")
-
-
 def _unknown(name: str, known: Registry) -> str:
-    nearest = _nearest(name, known.methods) or f" Registered: {', '.join(known.methods)}."
+    close = nearest(name, known.methods) or f" Registered: {', '.join(known.methods)}."
     listed = f" {_listed(known.failures)}" if known.failures else ""
-    return f"fusion method '{name}' is not registered.{nearest}{listed} See `python -m mmm_fusion`."
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.4)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    return f"fusion method '{name}' is not registered.{close}{listed} See `python -m mmm_fusion`."
 
 
 def _listed(failed: Iterable[Failure]) -> str:

@@ -21,7 +21,7 @@ def check_method(method: object) -> None:
         PluginError: Names the class and the rule.
     """
     if not (inspect.isclass(method) and issubclass(method, FusionMethod)):
-        raise PluginError(f"mmm_fusion_methods must return subclasses of FusionMethod, got {method!r}.")
+        raise PluginError(f"a fusion method must be a subclass of FusionMethod, got {method!r}.")
     where = f"{method.__module__}.{method.__qualname__}"
     name = getattr(method, "name", None)
     if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]*", name)):
@@ -30,8 +30,8 @@ def check_method(method: object) -> None:
         )
     if method.contract != CONTRACT:
         raise PluginError(
-            f"{where}: `contract` must be {CONTRACT}, as this mmm-fusion speaks, got {method.contract!r}. "
-            "Install versions of the plug-in and of mmm-fusion that speak the same one."
+            f"{where}: `contract` must be {CONTRACT}, as this mmm-fusion speaks, got {method.contract!r}, "
+            f"{_other_contract(method.contract)}"
         )
     if inspect.isabstract(method):
         missing = ", ".join(sorted(method.__abstractmethods__))
@@ -46,12 +46,13 @@ def check_method(method: object) -> None:
     _check_signature(f"{where}.join", method.join, "(self, text, memory, *, text_mask=None)", joining, 3)
 
 
-def options_of(method: type[FusionMethod]) -> set[str] | None:
-    """The names of a method's own options; None where it takes any."""
-    parameters = inspect.signature(method).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return None
-    return set(parameters) - set(SHARED)
+def _other_contract(contract: object) -> str:
+    """What to do about a contract that this package does not speak."""
+    if not isinstance(contract, int) or contract < 1:
+        return "which never was one. Set it to the number of the contract that the class is written for."
+    if contract > CONTRACT:
+        return "which is newer. Upgrade mmm-fusion, or install an older version of the plug-in."
+    return "which is older. Upgrade the plug-in, or install an older version of mmm-fusion."
 
 
 def _check_signature(where: str, function: object, expected: str, names: tuple[str, ...], positional: int) -> None:
