@@ -70,6 +70,7 @@ def build_parser() -> ArgumentParser:
     for name, (add, text) in {
         "demo": (_demo_arguments, "train on easy-vqa's drawings and show how well it went"),
         "train": (_train_arguments, "train on a folder of pictures, or go on with a training"),
+        "compare": (_compare_arguments, "train fusion methods on the same data and compare them"),
         "eval": (_eval_arguments, "let a trained model answer its test questions"),
         "ask": (_ask_arguments, "ask a trained model about a picture"),
     }.items():
@@ -89,6 +90,16 @@ def _demo_arguments(parser: ArgumentParser) -> None:
 def _train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=str, help="run folder (default: runs/train, or the first free runs/train-N)")
     parser.add_argument("--resume", type=str, metavar="RUN", help="go on with the training of this run folder")
+    _add_settings(parser)
+
+
+def _compare_arguments(parser: ArgumentParser) -> None:
+    from jsonargparse.typing import PositiveInt
+
+    parser.add_argument("--fusion", default="all", help="all, or fusion methods with commas between them")
+    parser.add_argument("--seeds", type=PositiveInt, default=1, help="runs of each method, each with a seed of its own")
+    parser.add_argument("--epochs", type=PositiveInt, help="passes over the training pictures")
+    parser.add_argument("--out", type=str, default="runs/compare", help="folder of the comparison")
     _add_settings(parser)
 
 
@@ -132,6 +143,14 @@ def _train(options: Namespace, given: Namespace) -> None:
         resume(options.resume)
 
 
+def _compare(options: Namespace, given: Namespace) -> None:
+    from mmm_train.comparison import compare
+
+    config = _compare_settings(_settings(given), options.epochs)
+    names = None if options.fusion == "all" else options.fusion.split(",")
+    compare(names, config, options.out, seeds=options.seeds)
+
+
 def _eval(options: Namespace, given: Namespace) -> None:
     from mmm_train.run import Run
     from mmm_train.training import evaluate_run
@@ -153,7 +172,7 @@ def _ask(options: Namespace, given: Namespace) -> None:
 
 Command = Callable[[Namespace, Namespace], None]
 """Takes the options with their defaults, and those that the user gave."""
-COMMANDS: dict[str, Command] = {"demo": _demo, "train": _train, "eval": _eval, "ask": _ask}
+COMMANDS: dict[str, Command] = {"demo": _demo, "train": _train, "compare": _compare, "eval": _eval, "ask": _ask}
 
 
 def _settings(given: Namespace) -> dict[str, Any]:
@@ -171,6 +190,17 @@ def _settings(given: Namespace) -> dict[str, Any]:
     except ArgumentError as error:
         raise ConfigError(f"{path}: {_readable(error)}") from error
     return merge(checked.as_dict(), flags)
+
+
+def _compare_settings(given: dict[str, Any], epochs: int | None) -> Config:
+    """The settings of every run of a comparison: easy-vqa has its own, which those given replace."""
+    from mmm_train.data import EASY_VQA
+    from mmm_train.demo import compare_config
+
+    own_data = given.get("data", {}).get("train", EASY_VQA) != EASY_VQA
+    budget = {} if epochs is None else {"train": {"epochs": epochs}}
+    base = {} if own_data else compare_config().to_dict()
+    return Config.from_dict(merge(merge(base, given), budget))
 
 
 def _with_settings(run: Run, given: dict[str, Any]) -> Run:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mmm_train.config import Config, DataConfig, ModelConfig, TrainConfig
 from mmm_train.data.easy_vqa import EASY_VQA
 
@@ -24,3 +26,16 @@ def demo_config(fusion: str = "mlp", epochs: int = 32, seed: int = 0) -> Config:
         model=ModelConfig(fusion=fusion, dim=64, depth=6, patch_size=8, encoder_dim=64, encoder_depth=3),
         train=TrainConfig(epochs=epochs, lr=1e-3, seed=seed),
     )
+
+
+def compare_config(epochs: int = 10, seed: int = 0) -> Config:
+    """The settings of `mmm compare` where it is given no data of one's own: those of the demo, for fewer epochs.
+
+    Args:
+        epochs: Passes over the training pictures.
+        seed: Start of every random number of the first run.
+    Returns:
+        The settings.
+    """
+    config = demo_config(epochs=epochs, seed=seed)
+    return replace(config, train=replace(config.train, evaluate=epochs))

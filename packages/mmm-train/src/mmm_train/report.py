@@ -48,7 +48,7 @@ def write_report(run: Run, rows: Mapping[str, Scores], answered: Sequence[Answer
     )
     sample, mistakes = _choose(run, answered)
     page = environment.get_template("report.html").render(
-        run=run, rows=rows, curves=_data_uri(curves), sample=_cards(sample), mistakes=_cards(mistakes)
+        run=run, rows=rows, curves=data_uri(curves), sample=_cards(sample), mistakes=_cards(mistakes)
     )
     write_whole(run.folder / "report.html", page)
 
@@ -123,8 +123,8 @@ def _thumbnail(picture: Picture) -> str:
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return _data_uri(buffer.getvalue())
+    return data_uri(buffer.getvalue())
 
 
-def _data_uri(png: bytes) -> str:
+def data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
