@@ -1,8 +1,9 @@
 """Data, training and evaluation for MultiModalMamba, and the `mmm` command."""
 
+from mmm_train.comparison import Comparison, compare
 from mmm_train.config import Config, DataConfig, ModelConfig, TrainConfig
 from mmm_train.data import Picture, Question, QuestionSet, Tokenizer, read_easy_vqa, read_metadata
-from mmm_train.demo import demo_config
+from mmm_train.demo import compare_config, demo_config
 from mmm_train.errors import ConfigError, DataError, Interrupted, LossError, RunError, TrainError
 from mmm_train.evaluate import QuestionOnly, Scores, Share, score
 from mmm_train.model import AnswerModel
@@ -12,6 +13,7 @@ from mmm_train.training import ask, evaluate_run, resume, train
 
 __all__ = [
     "AnswerModel",
+    "Comparison",
     "Config",
     "ConfigError",
     "DataConfig",
@@ -32,6 +34,8 @@ __all__ = [
     "TrainConfig",
     "TrainError",
     "ask",
+    "compare",
+    "compare_config",
     "demo_config",
     "evaluate_run",
     "read_easy_vqa",

@@ -127,4 +127,5 @@ def _thumbnail(picture: Picture) -> str:
 
 
 def data_uri(png: bytes) -> str:
+    """A picture as an address that a page needs no other file for."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import mmm_fusion
 from mmm_train.checkpoint import read_json, read_tensors, write_json, write_tensors, write_whole
 from mmm_train.config import Config
 from mmm_train.data import QuestionSet, Tokenizer
 from mmm_train.errors import RunError
 from mmm_train.evaluate import QuestionOnly
+from mmm_train.methods import source
 from mmm_train.model import AnswerModel
 
 VERSION = 1
@@ -34,6 +36,7 @@ class Run:
         tokenizer: Numbers the words.
         question_only: What a predictor answers that sees no picture.
         trained_on: Fingerprint of the training set.
+        source: Where its fusion method came from: distribution and version, or a file.
     """
 
     folder: Path
@@ -42,6 +45,7 @@ class Run:
     tokenizer: Tokenizer
     question_only: QuestionOnly
     trained_on: str
+    source: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def plan(cls, folder: Path, config: Config, data: QuestionSet) -> Run:
@@ -64,7 +68,8 @@ class Run:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"{folder}: a new or empty folder was expected. Choose another --out.")
         tokenizer = Tokenizer.learn(question.text for question in data.questions)
-        return cls(folder, config, data.answers(), tokenizer, QuestionOnly.learn(data), data.fingerprint())
+        blind, origin = QuestionOnly.learn(data), source(config.model.fusion)
+        return cls(folder, config, data.answers(), tokenizer, blind, data.fingerprint(), origin)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -91,6 +96,7 @@ class Run:
                 Tokenizer.from_json(json.dumps(words)),
                 QuestionOnly(known["best"], known["fallback"]),
                 about["trained_on"],
+                about.get("fusion", {}),
             )
         except (KeyError, TypeError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else f"has a wrong value: {error}"
@@ -109,6 +115,7 @@ class Run:
             "settings": self.config.to_dict(),
             "answers": self.answers,
             "trained_on": self.trained_on,
+            "fusion": self.source,
             "packages": {name: metadata.version(name) for name in PACKAGES},
         }
         write_json(self.folder / "config.json", about)
@@ -118,8 +125,14 @@ class Run:
 
         Returns:
             On the CPU.
+        Raises:
+            ConfigError: A size is out of its range.
+            mmm_fusion.UnknownMethodError: Its fusion method is not registered; says where it came from.
         """
-        return AnswerModel(self.config.model, words=len(self.tokenizer), answers=len(self.answers))
+        try:
+            return AnswerModel(self.config.model, words=len(self.tokenizer), answers=len(self.answers))
+        except mmm_fusion.UnknownMethodError as error:
+            raise mmm_fusion.UnknownMethodError(f"{error}{self._where_it_was()}") from error
 
     def save(self, model: AnswerModel, training: Mapping[str, torch.Tensor], place: Mapping[str, int]) -> None:
         """Write a checkpoint: first all that going on needs, in one file, then the model alone.
@@ -160,6 +173,15 @@ class Run:
             reason = " ".join(str(error).split())
             raise RunError(f"{self.folder}: model.safetensors does not fit config.json: {reason}") from error
         return model.to(device).eval()
+
+    def _where_it_was(self) -> str:
+        """Where to find the fusion method; nothing of it is run because config.json says so."""
+        match self.source:
+            case {"file": file}:
+                return f" {self.folder} was trained with that of {file}: name the file by --plugin {file}."
+            case {"distribution": name, "version": version}:
+                return f" {self.folder} was trained with that of {name} {version}: install it, or give --plugin FILE."
+        return ""
 
     def record(self, **values: object) -> None:
         """Add a line to metrics.jsonl."""

@@ -1,8 +1,8 @@
-"""One run of a comparison, in a process of its own: `python -m mmm_train.comparison.member`, started by `compare`.
+"""One run of a comparison, in a process of its own: `python -m mmm_train.comparison`, started by `compare`.
 
-The first line of standard input is the job, as JSON. The input stays open; when it closes, whoever started this is gone
-or wants it to stop, and the training saves and ends. Events go to standard output, one JSON object a line; all else that
-is printed, plug-ins included, goes to standard error.
+The first line of standard input is the job, as JSON. The input stays open; when it closes, whoever started this is
+gone or wants it to stop, and the training saves and ends. Events go to standard output, one JSON object a line; all
+else that is printed, by plug-ins too, goes to standard error.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mmm_train.checkpoint import write_json
 from mmm_train.comparison.measure import measure, peak_memory
 from mmm_train.config import Config
 from mmm_train.errors import Interrupted
+from mmm_train.methods import load_plugin
 from mmm_train.terminal import Progress, Terminal
 from mmm_train.training import resume, train
 
@@ -52,6 +53,8 @@ def main() -> int:
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     try:
+        for file in job["plugins"]:
+            load_plugin(Path(file))
         work(Path(job["folder"]), Config.from_dict(job["settings"]), tell)
     except (Interrupted, KeyboardInterrupt):
         return 130
@@ -127,7 +130,3 @@ def _stop_at_end_of_input() -> None:
     while os.read(sys.stdin.fileno(), 1024):  # not sys.stdin, whose lock Python needs to end
         pass
     signal.raise_signal(signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

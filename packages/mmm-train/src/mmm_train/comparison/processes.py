@@ -9,21 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+COMMAND = (sys.executable, "-P", "-m", "mmm_train.comparison")
 NO_MEMORY = " The system may have run out of memory: lower train.batch."
-
-
-class Event(NamedTuple):
-    """What a process tells.
-
-    Attributes:
-        kind: step, measuring, failed.
-        values: What belongs to it.
-    """
-
-    kind: str
-    values: dict[str, Any]
 
 
 class Process:
@@ -38,7 +27,7 @@ class Process:
         self.log = log
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mmm_train.comparison.member"],
+                COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -46,30 +35,36 @@ class Process:
                 encoding="utf-8",
                 process_group=0,  # Ctrl-C in the terminal reaches this process alone, which then ends that one
             )
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.input, self.output = self.process.stdin, self.process.stdout
         with suppress(BrokenPipeError):  # it has ended already; `events` says why
             self.input.write(json.dumps(job) + "\n")
             self.input.flush()
 
-    def events(self) -> Iterator[Event]:
-        """What it tells, until it ends; the last event is `failed` if it did not do its job."""
+    def events(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What it tells, until it ends.
+
+        Yields:
+            The event's name, and what belongs to it. The last is `failed` if the job is not done.
+        """
         failed = False
         for line in self.output:
             values = json.loads(line)
-            kind = values.pop("event")
-            failed = failed or kind == "failed"
-            yield Event(kind, values)
+            event = values.pop("event")
+            failed = failed or event == "failed"
+            yield event, values
         status = self.process.wait()
         if status != 0 and not failed:
-            yield Event("failed", {"reason": self._reason(status)})
+            yield "failed", {"reason": self._reason(status)}
 
     def stop(self) -> None:
         """Let it save and end."""
         with suppress(BrokenPipeError):
             self.input.close()
-        for _ in self.output:  # or it would wait for a reader
+        for _ in self.output:  # it would wait for a reader
             pass
+        self.output.close()
         self.process.wait()
 
     def _reason(self, status: int) -> str:
@@ -82,11 +77,11 @@ class Process:
 
 @contextmanager
 def started(job: dict[str, Any], log: Path) -> Iterator[Process]:
-    """A process that does not outlive the block: at its end it saves and stops; a second Ctrl-C kills it.
+    """A process that does not outlive the block: it saves and stops at the end; a second Ctrl-C kills it.
 
     Args:
         job: What it is told to do.
-        log: Takes what it prints.
+        log: Takes what it prints; removed if that is nothing.
     Yields:
         The process.
     """
@@ -98,3 +93,5 @@ def started(job: dict[str, Any], log: Path) -> Iterator[Process]:
             process.stop()
         finally:
             process.process.kill()
+            if not log.stat().st_size:
+                log.unlink()

@@ -1,0 +1,114 @@
+"""Fusion methods as users name them: by name, or by a Python file that holds them; and where each comes from."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import mmm_fusion
+from mmm_fusion.plugins import registry
+from mmm_train.errors import ConfigError
+
+FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<name>\w+))?", flags=re.DOTALL)
+ALL = "all"
+
+
+def load_plugin(path: Path) -> list[str]:
+    """Register the fusion methods of a file for this process.
+
+    Args:
+        path: A Python file. It is run.
+    Returns:
+        Their names.
+    Raises:
+        mmm_fusion.FusionError: The file does not load, or a method of it breaks a rule.
+    """
+    return [method.name for method in mmm_fusion.load_file(path)]
+
+
+def one_method(word: str) -> str:
+    """The name of the method that a word means.
+
+    Args:
+        word: A name, or `FILE.py`, or `FILE.py:NAME` for one of several.
+    Returns:
+        The name; the methods of a file are registered.
+    Raises:
+        ConfigError: The file has several methods, or none of that name.
+    """
+    names, files = _split(word)
+    if len(names) > 1:
+        raise ConfigError(f"{files[0]}: has the methods {', '.join(names)}. Choose one: {files[0]}:{names[0]}")
+    return names[0]
+
+
+def methods_and_files(words: str) -> tuple[list[str] | None, list[Path]]:
+    """The methods that a list means.
+
+    Args:
+        words: `all`, or what `one_method` takes, with commas between them. A file alone means all its methods.
+    Returns:
+        Their names, None for all; and the files, whose methods are registered.
+    Raises:
+        ConfigError: A file has no method of the name that was asked for, or the list is empty.
+    """
+    if words.strip() == ALL:
+        return None, []
+    found = [_split(word.strip()) for word in words.split(",") if word.strip()]
+    if not found:
+        raise ConfigError("--fusion must be all, or methods with commas between them, got nothing.")
+    names = [name for each, _ in found for name in each]
+    return list(dict.fromkeys(names)), [path for _, paths in found for path in paths]
+
+
+def source(name: str) -> dict[str, str]:
+    """Where a method comes from: its distribution and version, or its file; empty for one that is not registered."""
+    if name not in registry().methods:
+        return {}
+    found = registry().methods[name].source
+    if not found.version:
+        return {"file": found.distribution}
+    return {"distribution": found.distribution, "version": found.version}
+
+
+def listing() -> dict[str, Any]:
+    """What `mmm plugins --json` prints."""
+    known = registry()
+    methods = [
+        {
+            "name": name,
+            "distribution": entry.source.distribution,
+            "version": entry.source.version,
+            "entry_point": entry.source.entry_point,
+            "class": f"{entry.method.__module__}.{entry.method.__qualname__}",
+            "summary": (inspect.getdoc(entry.method) or "").partition("\n")[0],
+        }
+        for name, entry in known.methods.items()
+    ]
+    failures = [
+        {
+            "distribution": each.source.distribution,
+            "version": each.source.version,
+            "entry_point": each.source.entry_point,
+            "error": type(each.error).__name__,
+            "message": str(each.error),
+        }
+        for each in known.failures
+    ]
+    return {"contract": mmm_fusion.CONTRACT, "methods": methods, "failures": failures}
+
+
+def _split(word: str) -> tuple[list[str], list[Path]]:
+    """Names, and the file that they are in, if it is one."""
+    match = FILE.fullmatch(word)
+    if match is None:
+        return [word], []
+    path, wanted = Path(match["path"]), match["name"]
+    names = load_plugin(path)
+    if wanted is None:
+        return names, [path]
+    if wanted not in names:
+        raise ConfigError(f"{path}: has no fusion method '{wanted}'. It has: {', '.join(names)}.")
+    return [wanted], [path]
