@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import nox
@@ -12,7 +14,7 @@ ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/pyproject.toml"))
 FOLDERS = {name: f"packages/{name}" for name in PACKAGES} | {name: f"examples/{name}" for name in EXAMPLES}
-TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "jaxtyping", "beartype", "sybil"]
+TEST_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "jaxtyping", "beartype", "sybil", "copier", "ruff"]
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
@@ -100,8 +102,8 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Build every sdist and wheel, then use each wheel alone in an environment of its own."""
-    install(session, "build", "twine", "virtualenv")
+    """Build every sdist and wheel, then use each wheel alone in an environment of its own, and a plug-in with them."""
+    install(session, "build", "twine", "virtualenv", "copier")
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     for folder in FOLDERS.values():
@@ -112,6 +114,7 @@ def wheels(session: nox.Session) -> None:
     for name in EXAMPLES:
         use_alone(session, name, {name, "mmm-train"})
     without_compiler(session)
+    use_template(session)
 
 
 def without_compiler(session: nox.Session) -> None:
@@ -129,20 +132,50 @@ def use_alone(
     session: nox.Session, name: str, roots: set[str], dist: Path = ROOT / "dist", smoke: str | None = None
 ) -> None:
     """Install the wheels of `roots` and of the siblings they declare, nothing else of ours; test `name`."""
-    wanted = sorted(with_siblings(roots))
-    found = [str(wheel) for each in wanted for wheel in dist.glob(f"{each.replace('-', '_')}-*.whl")]
+    with environment(session, name, wheels_of(roots, dist)) as python:
+        session.run(python, "-I", "tests/smoke/alone.py", *sorted(with_siblings(roots)), external=True)
+        run_smoke(session, python, smoke or name.replace("-", "_"))
+
+
+def use_template(session: nox.Session) -> None:
+    """Make a plug-in from the template, install it beside our wheels, do what its own CI does, train it, remove it."""
+    method, distribution = "concat_mean", "mmm-fusion-concat-mean"
+    folder = Path(session.create_tmp()) / distribution
+    shutil.rmtree(folder, ignore_errors=True)
+    answers = ("--data", f"method={method}", "--data", "author=A Stranger")
+    session.run("copier", "copy", "--quiet", "--defaults", *answers, "template", str(folder))
+    with environment(session, "template", [*wheels_of({"mmm-train"}), f"{folder}[test]"]) as python:
+        with session.chdir(folder):
+            for command in (("ruff", "check"), ("ruff", "format", "--check"), ("mypy", "src"), ("pytest",)):
+                session.run(python, "-m", *command, external=True)
+        run_smoke(session, python, "plugin", method, distribution)
+        session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", distribution, external=True)
+        run_smoke(session, python, "no_plugin", method, "concat")
+
+
+@contextlib.contextmanager
+def environment(session: nox.Session, name: str, requirements: list[str]) -> Iterator[str]:
+    """An environment of its own with these requirements, for as long as it is used; gives its Python."""
     home = Path(session.create_tmp()) / name
     python = str(home / ("Scripts/python.exe" if session.bin.endswith("Scripts") else "bin/python"))
     session.run("virtualenv", "--quiet", "--clear", str(home))
-    session.run(
-        python, "-m", "pip", "install", "--quiet", "--no-compile", "-c", "constraints.txt", *found, external=True
-    )
+    options = ("--quiet", "--no-compile", "-c", "constraints.txt")
+    session.run(python, "-m", "pip", "install", *options, *requirements, external=True)
     session.run(python, "-m", "pip", "check", external=True)
-    session.run(python, "-I", "tests/smoke/alone.py", *wanted, external=True)
-    # Warnings are errors; torch's own, that there is no NumPy here, is none of ours.
-    warnings = ("-W", "error", "-W", "ignore:Failed to initialize NumPy")
-    session.run(python, "-I", *warnings, f"tests/smoke/{smoke or name.replace('-', '_')}.py", external=True)
+    yield python
     shutil.rmtree(home)
+
+
+def run_smoke(session: nox.Session, python: str, script: str, *arguments: str) -> None:
+    """Run a script of tests/smoke. Warnings are errors; torch's own, that there is no NumPy here, is none of ours."""
+    warnings = ("-W", "error", "-W", "ignore:Failed to initialize NumPy")
+    session.run(python, "-I", *warnings, f"tests/smoke/{script}.py", *arguments, external=True)
+
+
+def wheels_of(names: set[str], dist: Path = ROOT / "dist") -> list[str]:
+    """The wheels of these packages and of those they require, as far as they are ours."""
+    patterns = [f"{each.replace('-', '_')}-*.whl" for each in sorted(with_siblings(names))]
+    return [str(wheel) for pattern in patterns for wheel in dist.glob(pattern)]
 
 
 def install(session: nox.Session, *requirements: str) -> None:
