@@ -156,7 +156,7 @@ def use_template(session: nox.Session) -> None:
 @contextlib.contextmanager
 def environment(session: nox.Session, name: str, requirements: list[str]) -> Iterator[str]:
     """An environment of its own with these requirements, for as long as it is used; gives its Python."""
-    home = Path(session.create_tmp()) / name
+    home = Path(session.create_tmp()).resolve() / name
     python = str(home / ("Scripts/python.exe" if session.bin.endswith("Scripts") else "bin/python"))
     session.run("virtualenv", "--quiet", "--clear", str(home))
     options = ("--quiet", "--no-compile", "-c", "constraints.txt")

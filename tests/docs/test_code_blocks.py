@@ -1,4 +1,8 @@
-"""Every Python block of the documentation runs, and every comment behind a `print` is what it prints."""
+"""Every Python block of the documentation runs, and every comment behind a `print` is what it prints.
+
+A block whose first line is a comment with the name of a file, `# my_fusion.py`, is that file too: the blocks after it
+find it in the working folder.
+"""
 
 import re
 from pathlib import Path
@@ -20,6 +24,7 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
     if "```python" in path.read_text()
 )
+FILE = re.compile(r"# (\w+\.py)\n")
 PRINTED = re.compile(r"^\s*print\(.*\)  # (.*)$", flags=re.MULTILINE)
 
 
@@ -27,6 +32,8 @@ def run_blocks(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Run the blocks of one page in order, in one namespace."""
     document = Sybil([PythonCodeBlockParser()], path=str(page.parent)).parse(page)
     for example in document.examples():
+        if file := FILE.match(example.parsed):
+            Path(file[1]).write_text(example.parsed)
         example.evaluate()
         printed = capsys.readouterr().out.splitlines()
         promised = PRINTED.findall(example.parsed)
