@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,17 +141,18 @@ def use_alone(
 def use_template(session: nox.Session) -> None:
     """Make a plug-in from the template, install it beside our wheels, do what its own CI does, train it, remove it."""
     method, distribution = "concat_mean", "mmm-fusion-concat-mean"
-    folder = Path(session.create_tmp()) / distribution
-    shutil.rmtree(folder, ignore_errors=True)
     answers = ("--data", f"method={method}", "--data", "author=A Stranger")
-    session.run("copier", "copy", "--quiet", "--defaults", *answers, "template", str(folder))
-    with environment(session, "template", [*wheels_of({"mmm-train"}), f"{folder}[test]"]) as python:
-        with session.chdir(folder):
-            for command in (("ruff", "check"), ("ruff", "format", "--check"), ("mypy", "src"), ("pytest",)):
-                session.run(python, "-m", *command, external=True)
-        run_smoke(session, python, "plugin", method, distribution)
-        session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", distribution, external=True)
-        run_smoke(session, python, "no_plugin", method, "concat")
+    # Outside this repository, whose settings are none of a stranger's.
+    with tempfile.TemporaryDirectory() as home:
+        folder = str(Path(home) / distribution)
+        session.run("copier", "copy", "--quiet", "--defaults", *answers, "template", folder)
+        with environment(session, "template", [*wheels_of({"mmm-train"}), f"{folder}[test]"]) as python:
+            with session.chdir(folder):
+                for command in (("ruff", "check"), ("ruff", "format", "--check"), ("mypy", "src"), ("pytest", "-q")):
+                    session.run(python, "-m", *command, external=True)
+            run_smoke(session, python, "plugin", method, distribution)
+            session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", distribution, external=True)
+            run_smoke(session, python, "no_plugin", method, "concat")
 
 
 @contextlib.contextmanager
