@@ -2,28 +2,32 @@
 
 One plan for all: tokens enter at the bottom, the image on the left and the text on the right, and the sequence for the
 backbone leaves at the top. The dashed frame holds what is done once an image, however many texts are about it.
-The colours of text and paper are those of the page where the figure is part of one, else those of the reader's system.
+The colours of lines and words are those of the page where the figure is part of one, else those of the reader's system.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 FOLDER = Path(__file__).parents[1] / "assets" / "fusion"
-WIDTH, PITCH = 520, 66  # of the figure; from row to row
-IMAGE, TEXT, BETWEEN = 135, 400, 281  # where the columns of image and text stand, and what is written between them
-TOKEN, STEP = 18, 23
+WIDTH, PITCH = 520, 66  # of a figure; from row to row
+IMAGE, TEXT, BETWEEN = 135, 400, 281  # where the two columns stand, and what is written between them
+LEARNED, SIDE = IMAGE - 56, IMAGE + 52  # the left column in two, where learned tokens ask the image
+STEP, TOKEN, OP, BOX = 23, 12, 13, 21  # from token to token; half the heights, with the air around them
 
 STYLE = """\
-.mmm-fig { --ink: var(--md-default-fg-color, #22272e); --soft: var(--md-default-fg-color--light, #57606a);
-  --paper: var(--md-default-bg-color, #ffffff); font-family: system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-@media (prefers-color-scheme: dark) { .mmm-fig { --ink: var(--md-default-fg-color, #e6edf3);
-  --soft: var(--md-default-fg-color--light, #9aa4af); --paper: var(--md-default-bg-color, #0d1117); } }
+.mmm-fig { font-family: system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
+.mmm-fig { --ink: var(--md-default-fg-color, #22272e); --soft: var(--md-default-fg-color--light, #57606a); }
+.mmm-fig { --paper: var(--md-default-bg-color, #ffffff); }
+@media (prefers-color-scheme: dark) {
+.mmm-fig { --ink: var(--md-default-fg-color, #e6edf3); --soft: var(--md-default-fg-color--light, #9aa4af); }
+.mmm-fig { --paper: var(--md-default-bg-color, #0d1117); }
+}
 .mmm-fig text { fill: var(--ink); font-size: 15px; text-anchor: middle; }
-.mmm-fig .note { fill: var(--soft); font-size: 13px; }
-.mmm-fig .left { text-anchor: start; }
+.mmm-fig text.note { fill: var(--soft); font-size: 13px; }
+.mmm-fig text.left { text-anchor: start; }
 .mmm-fig .box { fill: var(--ink); fill-opacity: .05; stroke: var(--soft); stroke-width: 1.3; }
 .mmm-fig .op { fill: var(--paper); stroke: var(--soft); stroke-width: 1.5; }
 .mmm-fig .arrow { fill: none; stroke: var(--soft); stroke-width: 1.7; }
@@ -31,358 +35,398 @@ STYLE = """\
 .mmm-fig .once { fill: none; stroke: #3b82f6; stroke-width: 1.5; stroke-dasharray: 6 4; }
 .mmm-fig .sequence { fill: none; stroke: var(--soft); stroke-width: 1.5; }
 .mmm-fig .image { fill: #3b82f6; }
-.mmm-fig .text { fill: #e08a1e; }
+.mmm-fig .words { fill: #e08a1e; }
 .mmm-fig .learned { fill: #a855f7; }
 """
 
-Kind = Literal["image", "text", "learned", "both"]
-Point = tuple[float, float]
+
+@dataclass(frozen=True)
+class Step:
+    """An operation in a row: one sign stands in a circle, words in a box, a line each, with a note below."""
+
+    row: float
+    label: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is in the figure of a method; row 0 is what enters, row `rows` what leaves.
+
+    Attributes:
+        name: Of the method, and so of the file.
+        title: What a screen reader says first.
+        says: What it says then.
+        rows: Height.
+        image: Steps of the image's column.
+        text: Steps of the text's column.
+        once: Up to which row things are done once an image.
+        links: What goes from the image's column to the text's: from row, to row, label.
+        residuals: Lines past steps of the text: from row, to row.
+        m: Length of the sequence.
+        prefix: Number of tokens drawn before the text.
+        grid: Whether the image tokens must be a grid.
+        learned: What the learned tokens are called, where there are any.
+        side: A step of the image tokens alone, before the learned tokens see them.
+    """
+
+    name: str
+    title: str
+    says: str
+    rows: float
+    image: tuple[Step, ...]
+    text: tuple[Step, ...] = ()
+    once: float = 1
+    links: tuple[tuple[float, float, str], ...] = ()
+    residuals: tuple[tuple[float, float], ...] = ()
+    m: str = "l"
+    prefix: int = 0
+    grid: bool = False
+    learned: str = ""
+    side: str = ""
+
+
+WORDS_ALONE = "The sequence has the l words alone."
+PASS = "They stand before the words, which pass as they are."
+
+METHODS = (
+    Method(
+        "add",
+        "add: image tokens added to the text",
+        "Image tokens pass a linear layer, once an image. For each text they are averaged in as many shares as there "
+        f"are words, and each word gets its share added. {WORDS_ALONE}",
+        3,
+        image=(Step(1, "Linear"), Step(2, "mean of a share", "p tokens in l shares")),
+        text=(Step(2, "+"),),
+        links=((2, 2, ""),),
+    ),
+    Method(
+        "mlp",
+        "mlp: image tokens through a perceptron, added to the text",
+        "As add, but the image tokens pass two linear layers with a GELU between them, once an image. " + WORDS_ALONE,
+        3,
+        image=(Step(1, "Linear, GELU, Linear"), Step(2, "mean of a share", "p tokens in l shares")),
+        text=(Step(2, "+"),),
+        links=((2, 2, ""),),
+    ),
+    Method(
+        "gated",
+        "gated: a gate weighs each word against the image",
+        "The mean of the image tokens passes a linear layer and a tanh, once an image; so does each word, normed. A "
+        f"gate z, made of both, mixes them channel by channel: z of the image, 1 − z of the word. {WORDS_ALONE}",
+        4,
+        image=(Step(1, "mean"), Step(2, "Linear, tanh")),
+        text=(Step(1, "norm"), Step(2, "Linear, tanh"), Step(3, "mixed by a gate z", "z: sigmoid of both")),
+        once=2,
+        links=((2, 3, ""),),
+    ),
+    Method(
+        "low_rank",
+        "low_rank: products of word and image, through a tensor of low rank",
+        "The mean of the image tokens, with a 1 appended, passes r linear layers, once an image; so does each word, "
+        f"normed. The two are multiplied channel by channel, and the r products are summed. {WORDS_ALONE}",
+        4.7,
+        image=(Step(1, "mean"), Step(2, "Linear of [mean; 1]", "r times d channels")),
+        text=(
+            *(Step(1, "norm"), Step(2, "Linear of [word; 1]", "r times d channels")),
+            *(Step(2.95, "×"), Step(3.75, "sum over r")),
+        ),
+        once=2,
+        links=((2, 2.95, ""),),
+    ),
+    Method(
+        "matmul",
+        "matmul: each word takes the image tokens by their similarity",
+        "Two linear layers make keys and values of the image tokens; the product of the two, summed over the image, is "
+        "one square matrix, made once an image. Each word is multiplied by it, and the result is added to the word. "
+        + WORDS_ALONE,
+        3.9,
+        image=(Step(1, "Linear", "keys and values"), Step(2, "keysᵀ × values", "a matrix, d × d")),
+        text=(Step(2, "word × matrix"), Step(2.9, "+")),
+        once=2,
+        links=((2, 2, ""),),
+        residuals=((1, 2.9),),
+    ),
+    Method(
+        "cross_attention",
+        "cross_attention: every word looks at the image",
+        "Image tokens become keys and values, once an image. Each word attends to them; the result, times the tanh of "
+        "a gate, is added to the word. A feed-forward layer follows in the same way. Both gates are zero at the start. "
+        + WORDS_ALONE,
+        4.9,
+        image=(Step(1.1, "Linear", "keys and values"),),
+        text=(
+            *(Step(1.1, "attention", "× tanh of a gate"), Step(2, "+")),
+            *(Step(3, "feed-forward", "× tanh of a gate"), Step(3.9, "+")),
+        ),
+        once=1.1,
+        links=((1.1, 1.1, "K, V"),),
+        residuals=((0.36, 2), (2.4, 3.9)),
+    ),
+    Method(
+        "concat",
+        "concat: image tokens before the text",
+        f"Image tokens pass a linear layer, once an image. {PASS} The sequence has p + l tokens.",
+        2,
+        image=(Step(1, "Linear"),),
+        m="p + l",
+        prefix=6,
+    ),
+    Method(
+        "visual_expert",
+        "visual_expert: one attention, two sets of weights",
+        "Image tokens pass a linear layer and then a transformer layer with weights of their own, once an image. The "
+        "words pass a layer with other weights, whose attention reads the keys and values of the image and of the "
+        "words so far. Both stand in the sequence of p + l tokens.",
+        4,
+        image=(
+            *(Step(1, "Linear"), Step(2, "causal attention", "image's Q, K, V, O")),
+            Step(3, "feed-forward", "image's weights"),
+        ),
+        text=(Step(2, "causal attention", "text's Q, K, V, O"), Step(3, "feed-forward", "text's weights")),
+        once=3,
+        links=((2, 2, "K, V"),),
+        m="p + l",
+        prefix=6,
+    ),
+    Method(
+        "perceiver",
+        "perceiver: learned latents gather the image",
+        "Image tokens pass a linear layer. Learned latents attend to them and to themselves, then pass a feed-forward "
+        f"layer, several times, once an image. {PASS} The sequence has n + l tokens, whatever p is.",
+        3.8,
+        image=(Step(2.5, "feed-forward\nattention to both", "depth times"),),
+        once=2.5,
+        m="n + l",
+        prefix=3,
+        learned="n latents",
+        side="Linear",
+    ),
+    Method(
+        "q_former",
+        "q_former: learned queries ask the image",
+        "Learned queries attend to themselves, then to the image tokens, then pass a feed-forward layer, several "
+        f"times, once an image. A linear layer follows. {PASS} The sequence has n + l tokens, whatever p is.",
+        4.7,
+        image=(
+            Step(2.5, "feed-forward\nattention to the image\nself-attention", "depth times"),
+            Step(3.7, "norm, Linear"),
+        ),
+        once=3.7,
+        m="n + l",
+        prefix=3,
+        learned="n queries",
+    ),
+    Method(
+        "mobilevlm",
+        "mobilevlm: convolutions make the image tokens fewer",
+        "Image tokens pass two linear layers with a GELU between them; then, as a grid, two blocks of a depthwise "
+        "convolution of 3 × 3 and a linear layer, the first with a residual, the second of stride 2, once an image. A "
+        f"quarter as many tokens are left. {PASS}",
+        4.4,
+        image=(
+            *(Step(1.4, "Linear, GELU, Linear"), Step(2.4, "convolution block", "3 × 3, residual")),
+            Step(3.4, "convolution block", "3 × 3, stride 2"),
+        ),
+        once=3.4,
+        m="p / 4 + l",
+        prefix=3,
+        grid=True,
+    ),
+    Method(
+        "ldp_v2",
+        "ldp_v2: averages make the image tokens fewer",
+        "Image tokens pass two linear layers with a GELU between them; then, as a grid, each 2 × 2 of them are "
+        "averaged, and a depthwise convolution of 3 × 3 is added, once an image. A quarter as many tokens are left. "
+        + PASS,
+        4.4,
+        image=(
+            *(Step(1.4, "Linear, GELU, Linear"), Step(2.4, "mean of 2 × 2")),
+            Step(3.4, "3 × 3 convolution", "depthwise, residual"),
+        ),
+        once=3.4,
+        m="p / 4 + l",
+        prefix=3,
+        grid=True,
+    ),
+    Method(
+        "cross_mamba",
+        "cross_mamba: two scans, each read by the C of the other",
+        "Image tokens pass a linear layer and a scan, once an image; its last state and the mean of its C stay. The "
+        "words pass a scan of their own, whose states are read by the mean C of the image. What the C of each word "
+        "reads from the image's last state is added. The sum, gated, passes a linear layer and is added to the words. "
+        + WORDS_ALONE,
+        5.6,
+        image=(
+            *(Step(1, "Linear"), Step(2, "scan", "keeps state and mean C")),
+            Step(3, "image's last state", "read by the words' C"),
+        ),
+        text=(
+            *(Step(2, "scan", "read by the image's C"), Step(3, "+")),
+            *(Step(3.8, "gate, Linear"), Step(4.6, "+")),
+        ),
+        once=2,
+        links=((2, 2, "C"), (3, 3, "")),
+        residuals=((1, 4.6),),
+    ),
+    Method(
+        "state",
+        "state: the scan of the text begins where that of the image ended",
+        "Image tokens pass a linear layer and a Mamba layer, once an image; the layer's final state stays. It is the "
+        f"state from which the same layer begins to read the words; the result is added to them. {WORDS_ALONE}",
+        3.9,
+        image=(Step(1, "Linear"), Step(2, "Mamba layer", "keeps its final state")),
+        text=(Step(2, "Mamba layer", "the same weights"), Step(2.9, "+")),
+        once=2,
+        links=((2, 2, "state"),),
+        residuals=((1, 2.9),),
+    ),
+    Method(
+        "film",
+        "film: the image scales and shifts the channels of the text",
+        "The mean of the image tokens passes a linear layer that gives gamma and beta, once an image. Each word is "
+        f"multiplied by one plus gamma, then beta is added. {WORDS_ALONE}",
+        4,
+        image=(Step(1, "mean"), Step(2, "Linear", "zero at the start")),
+        text=(Step(2, "×"), Step(3, "+")),
+        once=2,
+        links=((2, 2, "1 + γ"), (2, 3, "β")),
+    ),
+)
 
 
 class Figure:
-    """One figure, `rows` high: row 0 is what enters, row `rows` what leaves."""
+    """The drawing of one method."""
 
-    def __init__(self, name: str, rows: float, title: str, description: str) -> None:
-        self.name, self.rows, self.parts = name, rows, list[str]()
-        self.title, self.description = title, description
-        self.height = PITCH * rows + 108
-        self.half: dict[tuple[float, float], float] = {}  # of the height of what stands at (x, row)
+    def __init__(self, method: Method) -> None:
+        self.method, self.parts = method, list[str]()
+        self.height = round(PITCH * method.rows + 108)
+        self.half = {0.0: TOKEN, method.rows: 20.0}  # half the height of what stands in a row, of any column
+        self._tokens()
+        for step in method.image:
+            self._step(IMAGE, step, 200 if method.learned and step == method.image[0] else 176)
+        self._once()
+        for step in method.text:
+            self._step(TEXT, step, 176)
+        self._arrows()
 
-    def y(self, row: float) -> float:
+    def svg(self) -> str:
+        """The file."""
+        label = f"mmm-fig-{self.method.name}"
+        size = f'viewBox="0 0 {WIDTH} {self.height}"'
+        lines = (
+            f'<svg class="mmm-fig" xmlns="http://www.w3.org/2000/svg" {size} role="img" '
+            f'aria-labelledby="{label}-title {label}-text">',
+            f'<title id="{label}-title">{self.method.title}</title>',
+            f'<desc id="{label}-text">{self.method.says}</desc>',
+            f"<style>\n{STYLE}</style>",
+            *self.parts,
+            "</svg>\n",
+        )
+        return "\n".join(lines)
+
+    def _y(self, row: float) -> float:
         return self.height - 42 - PITCH * row
 
-    def text(self, x: float, y: float, text: str, kind: str = "") -> None:
-        self.parts.append(f'<text class="{kind}" x="{x:g}" y="{y:g}">{text}</text>'.replace(' class=""', ""))
+    def _tokens(self) -> None:
+        """What enters, and what leaves."""
+        method, enters, leaves = self.method, self._y(0), self._y(self.method.rows)
+        self._row(IMAGE, enters, 6, "image")
+        if method.grid:
+            self._row(IMAGE, enters - STEP, 6, "image")
+        self._row(TEXT, enters, 4, "words")
+        self._text(IMAGE, enters + 30, "image tokens v: p × D")
+        self._text(TEXT, enters + 30, "text x: l × d")
+        if method.learned:
+            self._row(LEARNED, self._y(1.2), 3, "learned")
+            self._text(LEARNED, self._y(1.2) + 25, method.learned, "note")
+        self._row(IMAGE, leaves, method.prefix, "learned" if method.learned else "image")
+        self._row(TEXT, leaves, 4, "words")
+        if method.links:  # a square in a square: text that holds the image
+            self._row(TEXT, leaves, 4, "image", size=8)
+        left = IMAGE - STEP * method.prefix / 2 - 12 if method.prefix else TEXT - 2 * STEP - 12
+        right = TEXT + 2 * STEP + 12
+        self._rect("sequence", left, leaves - 20, right - left, 40, 9)
+        self._text((left + right) / 2, leaves - 31, f"to the backbone: m = {method.m}")
 
-    def tokens(self, x: float, row: float, count: int, kind: Kind) -> None:
-        """Tokens around x: squares; circles where they are learned; a square in a square is text that holds the image."""
-        self.half[x, row] = 12
+    def _row(self, x: float, y: float, count: int, kind: str, size: float = 18) -> None:
+        """Tokens around x: squares, or circles where they are learned."""
+        radius = size / 2 if kind == "learned" else size / 6
         for i in range(count):
-            left, top = x + STEP * (i - (count - 1) / 2) - TOKEN / 2, self.y(row) - TOKEN / 2
-            self._rect("text" if kind == "both" else kind, left, top, TOKEN, TOKEN, 9 if kind == "learned" else 3)
-            if kind == "both":
-                self._rect("image", left + 5, top + 5, TOKEN - 10, TOKEN - 10, 1.5)
+            left = x + STEP * (i - (count - 1) / 2) - size / 2
+            self._rect(kind, left, y - size / 2, size, size, radius)
 
-    def box(self, x: float, row: float, *lines: str, note: str = "", width: float = 176) -> None:
-        """An operation, or several in one box from top to bottom; then what it needs to know."""
-        half = max(21, 10 * len(lines) + 9 * bool(note) + 2)
-        self.half[x, row] = half
-        self._rect("box", x - width / 2, self.y(row) - half, width, 2 * half, 7)
+    def _step(self, x: float, step: Step, width: float) -> None:
+        y, lines = self._y(step.row), step.label.split("\n")
+        if len(step.label) == 1:
+            self.half[step.row] = max(OP, self.half.get(step.row, 0))
+            self.parts.append(f'<circle class="op" cx="{x:g}" cy="{y:g}" r="{OP}"/>')
+            self._text(x, y + 5.5, step.label)
+            return
+        half = self.half[step.row] = max(BOX, 10 * len(lines) + 9 * bool(step.note) + 2)
+        self._rect("box", x - width / 2, y - half, width, 2 * half, 7)
         for i, line in enumerate(lines):
-            self.text(x, self.y(row) + 5 - 8 * bool(note) + 20 * i - 10 * (len(lines) - 1), line)
-        if note:
-            self.text(x, self.y(row) + half - 7, note, "note")
+            self._text(x, y + 5 - 8 * bool(step.note) + 20 * i - 10 * (len(lines) - 1), line)
+        if step.note:
+            self._text(x, y + half - 7, step.note, "note")
 
-    def op(self, x: float, row: float, sign: str) -> None:
-        """A sign in a circle: what is done channel by channel."""
-        self.half[x, row] = 13
-        self.parts.append(f'<circle class="op" cx="{x:g}" cy="{self.y(row):g}" r="13"/>')
-        self.text(x, self.y(row) + 5.5, sign)
+    def _once(self) -> None:
+        top = self._y(self.method.once) - self.half[self.method.once] - 11
+        bottom = self._y(0) - TOKEN - STEP * self.method.grid - 10
+        self._rect("once", IMAGE - 116, top, 232, bottom - top, 10)
+        self._text(IMAGE - 109, bottom - 7, "once an image", "note left")
 
-    def arrow(self, *points: Point) -> None:
+    def _arrows(self) -> None:
+        method, signs = self.method, {step.row for step in self.method.text if len(step.label) == 1}
+        above = [step.row for step in method.image] + [method.rows] * bool(method.prefix)
+        if method.learned:
+            if method.side:
+                self._step(SIDE, Step(1.2, method.side), 84)
+            self._up(SIDE, [0, 1.2, above[0]] if method.side else [0, above[0]])
+            self._arrow((LEARNED, self._y(1.2) - TOKEN), (LEARNED, self._y(above[0]) + self.half[above[0]]))
+        self._up(IMAGE, above if method.learned else [0, *above])
+        self._up(TEXT, [0, *(step.row for step in method.text), method.rows], signs)
+        for low, high, label in method.links:
+            y, end = self._y(high), TEXT - (OP if high in signs else 88)
+            start = (IMAGE + 88, y) if low == high else (IMAGE, self._y(low) - BOX)
+            self._arrow(start, *([] if low == high else [(IMAGE, y)]), (end, y))
+            self._text(BETWEEN, y - 9, label, "note")
+        for low, high in method.residuals:
+            y, top, side = self._y(low), self._y(high), TEXT + 102
+            self._arrow((TEXT, y), (side, y), (side, top), (TEXT + OP, top))
+
+    def _up(self, x: float, rows: list[float], signs: set[float] | None = None) -> None:
+        """Arrows from row to row."""
+        half = self.half | dict.fromkeys(signs or (), OP)
+        lift = STEP * (self.method.grid and x == IMAGE)
+        for low, high in pairwise(rows):
+            self._arrow((x, self._y(low) - half[low] - lift * (low == 0)), (x, self._y(high) + half[high]))
+
+    def _arrow(self, *points: tuple[float, float]) -> None:
         """A line through (x, y) points, with a head just before the last."""
         (x0, y0), (x, y) = points[-2:]
         dx, dy = (x > x0) - (x < x0), (y > y0) - (y < y0)
         x, y = x - 2 * dx, y - 2 * dy
         line = " L".join(f"{px:g} {py:g}" for px, py in (*points[:-1], (x - 7 * dx, y - 7 * dy)))
-        self.parts.append(f'<path class="arrow" d="M{line}"/>')
         wings = " L".join(f"{x - 9 * dx + side * dy:g} {y - 9 * dy + side * dx:g}" for side in (-5, 5))
-        self.parts.append(f'<path class="head" d="M{x:g} {y:g} L{wings} z"/>')
+        self.parts.append(f'<path class="arrow" d="M{line}"/><path class="head" d="M{x:g} {y:g} L{wings} z"/>')
 
-    def up(self, x: float, *rows: float) -> None:
-        """Arrows from row to row."""
-        for low, high in pairwise(rows):
-            self.arrow((x, self.y(low) - self.half.get((x, low), 12)), (x, self.y(high) + self.half.get((x, high), 21)))
-
-    def across(self, row: float, label: str = "", *, start: float = IMAGE + 88) -> None:
-        """An arrow from the image's column to what stands in the text's."""
-        end = TEXT - (13 if self.half.get((TEXT, row)) == 13 else 88)
-        self.arrow((start, self.y(row)), (end, self.y(row)))
-        self.text(BETWEEN, self.y(row) - 9, label, "note")
-
-    def residual(self, low: float, high: float) -> None:
-        """A line past what stands between two rows of the text's column."""
-        self.arrow(
-            (TEXT, self.y(low)), (TEXT + 102, self.y(low)), (TEXT + 102, self.y(high)), (TEXT + 13, self.y(high))
-        )
-
-    def once(self, top: float) -> None:
-        """The frame around all that is done once an image, up to what stands in a row."""
-        high, low = self.y(top) - self.half[IMAGE, top] - 11, self.y(0) - 22
-        self._rect("once", IMAGE - 116, high, 232, low - high, 10)
-        self.text(IMAGE - 109, low - 7, "once an image", "note left")
-
-    def enter(self, image: int = 6, text: int = 4) -> None:
-        """What enters: image tokens and text."""
-        self.tokens(IMAGE, 0, image, "image")
-        self.tokens(TEXT, 0, text, "text")
-        self.text(IMAGE, self.y(0) + 30, "image tokens v: p × D")
-        self.text(TEXT, self.y(0) + 30, "text x: l × d")
-
-    def leave(self, m: str, prefix: int = 0, kind: Kind = "image", *, text: Kind = "both", count: int = 4) -> None:
-        """What leaves: a prefix of so many tokens, if any, then the text."""
-        if prefix:
-            self.tokens(IMAGE, self.rows, prefix, kind)
-            self.half[IMAGE, self.rows] = 20
-        self.tokens(TEXT, self.rows, count, text)
-        self.half[TEXT, self.rows] = 20
-        left = IMAGE - STEP * prefix / 2 - 12 if prefix else TEXT - STEP * count / 2 - 12
-        right = TEXT + STEP * count / 2 + 12
-        self._rect("sequence", left, self.y(self.rows) - 20, right - left, 40, 9)
-        self.text((left + right) / 2, self.y(self.rows) - 31, f"to the backbone: {m}")
-
-    def svg(self) -> str:
-        """The file."""
-        label = f"mmm-fig-{self.name}"
-        return "\n".join(
-            (
-                f'<svg class="mmm-fig" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {self.height:g}" '
-                f'role="img" aria-labelledby="{label}-title {label}-text">',
-                f'<title id="{label}-title">{self.title}</title>',
-                f'<desc id="{label}-text">{self.description}</desc>',
-                f"<style>\n{STYLE}</style>",
-                *self.parts,
-                "</svg>\n",
-            )
-        )
+    def _text(self, x: float, y: float, text: str, kind: str = "") -> None:
+        if text:
+            look = f' class="{kind}"' if kind else ""
+            self.parts.append(f'<text{look} x="{x:g}" y="{y:g}">{text}</text>')
 
     def _rect(self, kind: str, x: float, y: float, width: float, height: float, radius: float) -> None:
-        self.parts.append(
-            f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}"/>'
-        )
+        size = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}"'
+        self.parts.append(f'<rect class="{kind}" {size}/>')
 
 
-def added(name: str, projector: str, title: str, description: str) -> Figure:
-    """`add` and `mlp`: they differ in the projector."""
-    figure = Figure(name, 3, title, description)
-    figure.enter()
-    figure.box(IMAGE, 1, projector)
-    figure.box(IMAGE, 2, "mean of a share", note="p tokens in l shares")
-    figure.op(TEXT, 2, "+")
-    figure.leave("m = l")
-    figure.once(1)
-    figure.up(IMAGE, 0, 1, 2)
-    figure.across(2)
-    figure.up(TEXT, 0, 2, 3)
-    return figure
-
-
-def add() -> Figure:
-    return added(
-        "add",
-        "Linear",
-        "add: image tokens added to the text",
-        "Image tokens pass a linear layer, once an image. For each text they are averaged in as many shares as there "
-        "are words, and each word gets its share added. The sequence has the l words alone.",
-    )
-
-
-def mlp() -> Figure:
-    return added(
-        "mlp",
-        "Linear, GELU, Linear",
-        "mlp: image tokens through a perceptron, added to the text",
-        "As add, but the image tokens pass two linear layers with a GELU between them, once an image. The sequence has "
-        "the l words alone.",
-    )
-
-
-def concat() -> Figure:
-    figure = Figure(
-        "concat",
-        2,
-        "concat: image tokens before the text",
-        "Image tokens pass a linear layer, once an image, and stand before the words, which pass as they are. The "
-        "sequence has p + l tokens.",
-    )
-    figure.enter()
-    figure.box(IMAGE, 1, "Linear")
-    figure.leave("m = p + l", 6, text="text")
-    figure.once(1)
-    figure.up(IMAGE, 0, 1, 2)
-    figure.up(TEXT, 0, 2)
-    return figure
-
-
-def visual_expert() -> Figure:
-    figure = Figure(
-        "visual_expert",
-        4,
-        "visual_expert: one attention, two sets of weights",
-        "Image tokens pass a linear layer and then a transformer layer with weights of their own, once an image. The "
-        "words pass a layer with other weights, whose attention reads the keys and values of the image and of the "
-        "words so far. Both stand in the sequence of p + l tokens.",
-    )
-    figure.enter()
-    figure.box(IMAGE, 1, "Linear")
-    for x, whose in ((IMAGE, "image's"), (TEXT, "text's")):
-        figure.box(x, 2, "causal attention", note=f"{whose} Q, K, V, O")
-        figure.box(x, 3, "feed-forward", note=f"{whose} weights")
-    figure.leave("m = p + l", 6)
-    figure.once(3)
-    figure.up(IMAGE, 0, 1, 2, 3, 4)
-    figure.up(TEXT, 0, 2, 3, 4)
-    figure.across(2, "K, V")
-    return figure
-
-
-def cross_attention() -> Figure:
-    figure = Figure(
-        "cross_attention",
-        4.9,
-        "cross_attention: every word looks at the image",
-        "Image tokens become keys and values, once an image. Each word attends to them; the result, times the tanh of a "
-        "gate, is added to the word. A feed-forward layer follows in the same way. Both gates are zero at the start. "
-        "The sequence has the l words alone.",
-    )
-    figure.enter()
-    figure.box(IMAGE, 1.1, "Linear", note="keys and values")
-    figure.box(TEXT, 1.1, "attention", note="× tanh of a gate")
-    figure.op(TEXT, 2, "+")
-    figure.box(TEXT, 3, "feed-forward", note="× tanh of a gate")
-    figure.op(TEXT, 3.9, "+")
-    figure.leave("m = l")
-    figure.once(1.1)
-    figure.up(IMAGE, 0, 1.1)
-    figure.up(TEXT, 0, 1.1, 2, 3, 3.9, 4.9)
-    figure.across(1.1, "K, V")
-    figure.residual(0.36, 2)
-    figure.residual(2.4, 3.9)
-    return figure
-
-
-def learned(name: str, tokens: str, side: str, layer: tuple[str, ...], last: str, title: str, what: str) -> Figure:
-    """`perceiver` and `q_former`: learned tokens that ask the image, then stand before the text."""
-    rows = 4.7 if last else 3.8
-    figure = Figure(name, rows, title, f"{what} The sequence has n learned tokens and l words, whatever p is.")
-    figure.enter()
-    figure.tokens(IMAGE - 56, 1.2, 3, "learned")
-    figure.text(IMAGE - 56, figure.y(1.2) + 25, tokens, "note")
-    if side:
-        figure.box(IMAGE + 52, 1.2, side, width=84)
-    figure.box(IMAGE, 2.5, *layer, note="depth times", width=200)
-    if last:
-        figure.box(IMAGE, 3.7, last)
-    figure.leave("m = n + l", 3, "learned", text="text")
-    figure.once(3.7 if last else 2.5)
-    half = figure.half[IMAGE, 2.5]
-    figure.half |= {(IMAGE - 56, 2.5): half, (IMAGE + 52, 2.5): half}
-    figure.up(IMAGE - 56, 1.2, 2.5)
-    figure.up(IMAGE + 52, *([0, 1.2, 2.5] if side else [0, 2.5]))
-    figure.up(IMAGE, *([2.5, 3.7, rows] if last else [2.5, rows]))
-    figure.up(TEXT, 0, rows)
-    return figure
-
-
-def perceiver() -> Figure:
-    return learned(
-        "perceiver",
-        "n latents",
-        "Linear",
-        ("feed-forward", "attention to both"),
-        "",
-        "perceiver: learned latents gather the image",
-        "Image tokens pass a linear layer. Learned latents attend to them and to themselves, then pass a feed-forward "
-        "layer, several times, once an image. They stand before the words, which pass as they are.",
-    )
-
-
-def q_former() -> Figure:
-    return learned(
-        "q_former",
-        "n queries",
-        "",
-        ("feed-forward", "attention to the image", "self-attention"),
-        "Linear",
-        "q_former: learned queries ask the image",
-        "Learned queries attend to themselves, then to the image tokens, then pass a feed-forward layer, several times, "
-        "once an image. A linear layer follows. They stand before the words, which pass as they are.",
-    )
-
-
-def cross_mamba() -> Figure:
-    figure = Figure(
-        "cross_mamba",
-        5.6,
-        "cross_mamba: two scans, each read by the C of the other",
-        "Image tokens pass a linear layer and a scan, once an image; its last state and the mean of its C stay. The "
-        "words pass a scan of their own, whose states are read by the mean C of the image. What the C of each word "
-        "reads from the image's last state is added. The sum, gated, passes a linear layer and is added to the words. "
-        "The sequence has the l words alone.",
-    )
-    figure.enter()
-    figure.box(IMAGE, 1, "Linear")
-    figure.box(IMAGE, 2, "scan", note="keeps state and mean C")
-    figure.box(IMAGE, 3, "image's last state", note="read by the words' C")
-    figure.box(TEXT, 2, "scan", note="read by the image's C")
-    figure.op(TEXT, 3, "+")
-    figure.box(TEXT, 3.8, "gate, Linear")
-    figure.op(TEXT, 4.6, "+")
-    figure.leave("m = l")
-    figure.once(2)
-    figure.up(IMAGE, 0, 1, 2, 3)
-    figure.across(2, "C")
-    figure.across(3)
-    figure.up(TEXT, 0, 2, 3, 3.8, 4.6, 5.6)
-    figure.residual(1, 4.6)
-    return figure
-
-
-def state() -> Figure:
-    figure = Figure(
-        "state",
-        3.9,
-        "state: the scan of the text begins where that of the image ended",
-        "Image tokens pass a linear layer and a Mamba layer, once an image; the layer's final state stays. It is the "
-        "state from which the same layer begins to read the words; the result is added to them. The sequence has the l "
-        "words alone.",
-    )
-    figure.enter()
-    figure.box(IMAGE, 1, "Linear")
-    figure.box(IMAGE, 2, "Mamba layer", note="keeps its final state")
-    figure.box(TEXT, 2, "Mamba layer", note="the same weights")
-    figure.op(TEXT, 2.9, "+")
-    figure.leave("m = l")
-    figure.once(2)
-    figure.up(IMAGE, 0, 1, 2)
-    figure.across(2, "state")
-    figure.up(TEXT, 0, 2, 2.9, 3.9)
-    figure.residual(1, 2.9)
-    return figure
-
-
-def film() -> Figure:
-    figure = Figure(
-        "film",
-        4,
-        "film: the image scales and shifts the channels of the text",
-        "The mean of the image tokens passes a linear layer that gives gamma and beta, once an image. Each word is "
-        "multiplied by one plus gamma, then beta is added. The sequence has the l words alone.",
-    )
-    figure.enter()
-    figure.box(IMAGE, 1, "mean")
-    figure.box(IMAGE, 2, "Linear", note="zero at the start")
-    figure.op(TEXT, 2, "×")
-    figure.op(TEXT, 3, "+")
-    figure.leave("m = l")
-    figure.once(2)
-    figure.up(IMAGE, 0, 1, 2)
-    figure.across(2, "1 + γ")
-    figure.arrow((IMAGE, figure.y(2) - 21), (IMAGE, figure.y(3)), (TEXT - 13, figure.y(3)))
-    figure.text(BETWEEN, figure.y(3) - 9, "β", "note")
-    figure.up(TEXT, 0, 2, 3, 4)
-    return figure
-
-
-FIGURES = (add, mlp, concat, visual_expert, cross_attention, perceiver, q_former, cross_mamba, state, film)
-
-
-def drawn() -> dict[str, str]:
+def files() -> dict[str, str]:
     """Every figure by the name of its file."""
-    return {f"{figure.name}.svg": figure.svg() for figure in (draw() for draw in FIGURES)}
+    return {f"{method.name}.svg": Figure(method).svg() for method in METHODS}
 
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for name, text in drawn().items():
-        (FOLDER / name).write_text(text)
+    for name, text in files().items():
+        (FOLDER / name).write_text(text, encoding="utf-8", newline="\n")
