@@ -3,7 +3,7 @@
 from mmm_core.backends import explain
 from mmm_core.conv import causal_conv1d, causal_conv1d_update
 from mmm_core.errors import BackendUnavailable, ShapeError
-from mmm_core.layers import Mamba, MambaState
+from mmm_core.layers import Mamba, MambaState, init_ssm
 from mmm_core.scan import selective_scan, selective_state_update
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
     "explain",
+    "init_ssm",
     "selective_scan",
     "selective_state_update",
 ]

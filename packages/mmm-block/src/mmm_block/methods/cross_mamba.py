@@ -15,14 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmm_block.padding import past_padding, real_first
-from mmm_core import causal_conv1d, selective_scan
+from mmm_core import causal_conv1d, init_ssm, selective_scan
 from mmm_fusion import ArgumentError, ImageFirst, ImageMemory, check_arguments, check_image, check_text
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
-
-DT_MIN, DT_MAX = 1e-3, 1e-1  # the initial step sizes are log-uniform between them, as in mamba_ssm
 
 
 class CrossMamba(ImageFirst):
@@ -83,7 +81,7 @@ class CrossMamba(ImageFirst):
             order = real_first(image_mask)[..., None]
             image, real = image.gather(1, order.expand_as(image)), real.gather(1, order)
         side = self.image_side
-        u, delta, B, C = side(side.norm(self.dropout(self.proj(image))))
+        u, delta, B, C = side(side.norm(self.dropout(self.proj(image)).to(image.dtype)))
         C = C * real
         delta = (
             F.softplus(delta) * real
@@ -124,11 +122,8 @@ class Side(nn.Module):
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)
         self.x_proj = nn.Linear(inner, sum(self.sizes), bias=False)
         self.dt_proj = nn.Linear(rank, inner)
-        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(inner, 1))
-        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
-        with torch.no_grad():
-            dt = torch.empty(inner).uniform_(math.log(DT_MIN), math.log(DT_MAX)).exp()
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        self.A_log = nn.Parameter(torch.empty(inner, d_state))
+        init_ssm(self.A_log, self.dt_proj)
         for parameter in (self.A_log, self.dt_proj.bias):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 

@@ -66,7 +66,8 @@ class State(ImageFirst):
     ) -> ImageMemory:
         """Scan the image; the state behind its last token stays. See `FusionMethod.read`."""
         image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
-        image = self.norm_image(self.dropout(self.proj(image)))  # (b, p, dim)
+        # Autocast would leave the norm an input in half precision beside its weight in full.
+        image = self.norm_image(self.dropout(self.proj(image)).to(image.dtype))  # (b, p, dim)
         packed, bounds = pack(image, image_mask)
         _, state = self.mixer(packed, return_state=True, cu_seqlens=bounds)
         conv, ssm = (each[: len(image)] for each in state)

@@ -1,5 +1,5 @@
 """The `nn.Module`s on the operations."""
 
-from mmm_core.layers.mamba import Mamba, MambaState
+from mmm_core.layers.mamba import Mamba, MambaState, init_ssm
 
-__all__ = ["Mamba", "MambaState"]
+__all__ = ["Mamba", "MambaState", "init_ssm"]

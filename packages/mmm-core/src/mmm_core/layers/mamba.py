@@ -77,22 +77,11 @@ class Mamba(nn.Module):
         self.x_proj = nn.Linear(inner, dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(dt_rank, inner)
         self.A_log = nn.Parameter(torch.empty(inner, d_state))
-        self.D = nn.Parameter(torch.empty(inner))
+        self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, dim, bias=bias)
         for parameter in (self.A_log, self.D, self.dt_proj.bias):  # an optimiser that looks leaves these undecayed
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
-        self.reset_ssm_parameters()
-
-    @torch.no_grad()
-    def reset_ssm_parameters(self) -> None:
-        """Set the parameters of the state space to mamba_ssm's start; the Linears and the convolution keep theirs."""
-        steps = torch.arange(1, self.d_state + 1, dtype=torch.float32)
-        self.A_log.copy_(steps.log().expand_as(self.A_log))
-        self.D.fill_(1.0)
-        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        span = math.log(DT_MAX) - math.log(DT_MIN)
-        dt = torch.exp(torch.rand(self.D.shape) * span + math.log(DT_MIN))
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        init_ssm(self.A_log, self.dt_proj)
 
     @overload
     def forward(
@@ -193,3 +182,22 @@ class Mamba(nn.Module):
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         # -exp(A_log): torch hands `exp` to all its threads however small it is, which a single token waits long for.
         return F.linear(dt, self.dt_proj.weight), -torch.exp2(A_log * LOG2E), B, C
+
+
+@torch.no_grad()
+def init_ssm(A_log: nn.Parameter, dt_proj: nn.Linear) -> None:
+    """Set the parameters of a selective state space to mamba_ssm's start; for layers of one's own around the scan.
+
+    Args:
+        A_log: The logarithm of -A, `(e, n)`: each channel gets log 1 to log n.
+        dt_proj: From the rank of the step sizes to `e`; after softplus its bias gives steps that are log-uniform from
+            0.001 to 0.1.
+    Source:
+        arXiv:2312.00752 §3.6; as mamba_ssm's `Mamba`.
+    """
+    inner, d_state = A_log.shape
+    A_log.copy_(torch.arange(1, d_state + 1, dtype=torch.float32).log().expand_as(A_log))
+    nn.init.uniform_(dt_proj.weight, -(dt_proj.in_features**-0.5), dt_proj.in_features**-0.5)
+    span = math.log(DT_MAX) - math.log(DT_MIN)
+    dt = torch.exp(torch.rand(inner) * span + math.log(DT_MIN))
+    dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
