@@ -246,6 +246,18 @@ def test_dropout_acts_in_training_only(name: str) -> None:
     assert not torch.equal(method(text, image).tokens, method(text, image).tokens)
 
 
+@pytest.mark.parametrize(("name", "branches"), [("cross_attention", 2), ("perceiver", 4), ("q_former", 6)])
+def test_dropout_is_on_every_branch(name: str, branches: int) -> None:
+    method = made(name)
+    calls: list[object] = []
+    for module in method.modules():
+        if isinstance(module, nn.Dropout):
+            assert module.p == 0.3
+            module.register_forward_hook(lambda *call: calls.append(call))
+    method(*inputs(5, 4))
+    assert len(calls) == branches
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_images_differ_at_the_start(name: str) -> None:
     """As the encoder gives them, of scale 1; the words around have a standard deviation of 0.02."""
@@ -254,6 +266,32 @@ def test_images_differ_at_the_start(name: str) -> None:
     one, two = method(text, image).tokens[:, :16]
     assert 0.02 < one.std() < 2
     assert (one - two).std() > 0.1 * one.std()
+
+
+def test_attention_to_nothing_is_zero_whatever_stands_there() -> None:
+    attention = Attention(12, 10, heads=3).double()
+    x, mask = torch.randn(4, 2, 12).double(), ragged(5)
+    out = attention(x, *attention.keys_values(torch.randn(4, 5, 10).double()), mask)
+    assert not out[3].any()
+    assert out[:3].all()
+    assert not attention(x, *attention.keys_values(torch.randn(4, 0, 10).double())).any()
+
+
+def test_attention_chooses_at_the_start() -> None:
+    """Scores of tokens of scale 1 are of scale 1 themselves."""
+    attention = Attention(96, 48, heads=4)
+    q = attention.to_q(torch.randn(1, 200, 96)).unflatten(2, (4, 24)).transpose(1, 2)
+    k, v = attention.keys_values(torch.randn(1, 200, 48))
+    for values in (q @ k.mT / math.sqrt(24), v):
+        assert 0.8 < values.std() < 1.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_prefix_has_the_dtype_of_the_image_under_autocast(name: str, dtype: torch.dtype) -> None:
+    method = create(name, 12, 10, heads=3, dropout=0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert method.read(torch.randn(2, 5, 10, dtype=dtype)).prefix.dtype == dtype
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, "4", None])

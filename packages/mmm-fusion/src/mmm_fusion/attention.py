@@ -32,6 +32,9 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_kv = nn.Linear(source_dim, 2 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
+        # Twice torch's default: with scores of scale 1 attention chooses from the start, and methods learn sooner.
+        for layer in (self.to_q, self.to_kv, self.out):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
     def keys_values(
         self, source: Float[Tensor, "b m source_dim"]
