@@ -168,6 +168,7 @@ def test_word_and_image_are_both_heard_at_the_start(name: str) -> None:
     other_words = method(text.roll(1, dims=1), image).tokens
     for other in (other_images, other_words):
         assert (other - out).square().mean() > 0.01 * out.square().mean()
+    assert method(text, None).tokens.std(dim=1).gt(0).all()  # and words alone
 
 
 @pytest.mark.parametrize("name", NAMES)
