@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmm_fusion import discovery, plugins
+from mmm_fusion import discovery, loading, local
 
 
 class Site:
@@ -44,9 +44,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(discovery, "distributions", lambda: importlib.metadata.distributions(path=path))
     for variable in ("MMM_FUSION_PLUGINS", "MMM_FUSION_STRICT"):
         monkeypatch.delenv(variable, raising=False)
-    plugins.registry.cache_clear()
+    monkeypatch.setattr(local, "_here", {})
+    loading.installed.cache_clear()
     yield Site(tmp_path, path)
-    plugins.registry.cache_clear()
+    loading.installed.cache_clear()
     for name in set(sys.modules) - loaded:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+
+from mmm_fusion import load_file, register
+from mmm_fusion.builtin import mmm_fusion_methods
+from mmm_fusion.listing import print_listing, summary
+from mmm_fusion.methods import Add
 
 GOOD = """
 from mmm_fusion import hookimpl
@@ -25,9 +32,10 @@ def mmm_fusion_methods():
 """
 
 
-def listing(path: Path, chosen: str, **environment: str) -> tuple[int, str, str]:
-    environment = {"PYTHONPATH": str(path), "MMM_FUSION_PLUGINS": chosen, **environment}
-    command = [sys.executable, "-W", "error", "-m", "mmm_fusion"]
+def listing(path: Path, chosen: str, *options: str, **environment: str) -> tuple[int, str, str]:
+    search = os.pathsep.join([str(path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"PYTHONPATH": search, "MMM_FUSION_PLUGINS": chosen, **environment}
+    command = [sys.executable, "-W", "error", "-m", "mmm_fusion", *options]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=path)
     return run.returncode, run.stdout, run.stderr
 
@@ -36,35 +44,19 @@ def test_the_loaded_and_the_failed(site) -> None:
     site.install("acme-fusion", "0.2", GOOD)
     site.install("broken-fusion", "0.3", "raise SystemExit(3)")
     own = f"mmm-fusion {version('mmm-fusion')}"
+    built_in = [
+        line
+        for method in sorted(mmm_fusion_methods(), key=lambda method: method.name)
+        for line in (
+            f"  {method.name:<16} {own}, {method.__module__}.{method.__qualname__}",
+            f"      {summary(method)}",
+        )
+    ]
     code, out, err = listing(site.folder, "acme_fusion,broken_fusion")
     assert err == ""
     assert out.splitlines() == [
         "Fusion methods (contract 1)",
-        f"  add              {own}, mmm_fusion.methods.add.Add",
-        "      Image tokens, projected and pooled to the text's length, added to the text.",
-        f"  concat           {own}, mmm_fusion.methods.concat.Concat",
-        "      Image tokens, projected, then the text.",
-        f"  cross_attention  {own}, mmm_fusion.methods.cross_attention.CrossAttention",
-        "      Attention from the text to the image, then a feed-forward layer, each times the tanh of a gate that "
-        "starts at 0.",
-        f"  gated            {own}, mmm_fusion.methods.gated.Gated",
-        "      Each word and the mean image token, mixed channel by channel by a gate that sees both.",
-        f"  ldp_v2           {own}, mmm_fusion.methods.ldp_v2.LDPv2",
-        "      Image tokens through MobileVLM V2's projector, a quarter as many, then the text.",
-        f"  low_rank         {own}, mmm_fusion.methods.low_rank.LowRank",
-        "      Sums of products of a linear map of [word; 1] and one of [mean image token; 1].",
-        f"  matmul           {own}, mmm_fusion.methods.matmul.Matmul",
-        "      The mean of the projected image tokens, each times its similarity to the word, added to the word.",
-        f"  mlp              {own}, mmm_fusion.methods.mlp.MLP",
-        "      Image tokens through a two-layer perceptron, pooled to the text's length and added to the text.",
-        f"  mobilevlm        {own}, mmm_fusion.methods.mobilevlm.MobileVLM",
-        "      Image tokens through MobileVLM's projector, a quarter as many, then the text.",
-        f"  perceiver        {own}, mmm_fusion.methods.perceiver.Perceiver",
-        "      Learned latents that attend to the image and to themselves, then the text.",
-        f"  q_former         {own}, mmm_fusion.methods.q_former.QFormer",
-        "      Learned queries through a transformer that attends to the image, then a linear layer, then the text.",
-        f"  visual_expert    {own}, mmm_fusion.methods.visual_expert.VisualExpert",
-        "      A pre-norm transformer layer over [image; text], with one set of weights for each of the two.",
+        *built_in,
         "  acme             acme-fusion 0.2, acme_fusion.Acme",
         "      Adds the image, by acme.",
         "",
@@ -73,6 +65,55 @@ def test_the_loaded_and_the_failed(site) -> None:
         "      SystemExit: 3",
     ]
     assert code == 1
+
+
+def test_json(site) -> None:
+    site.install(
+        "acme-fusion", "0.2", "print('hello')" + GOOD.replace("import Add", "import MLP").replace("(Add)", "(MLP)")
+    )
+    site.install("broken-fusion", "0.3", "raise SystemExit(3)")
+    code, out, err = listing(site.folder, "acme_fusion,broken_fusion", "--json")
+    assert (code, err) == (1, "hello\n")
+    listed = json.loads(out)
+    assert listed["contract"] == 1
+    assert {each["distribution"] for each in listed["methods"][:-1]} == {"mmm-fusion"}
+    assert listed["methods"][-1] == {
+        "name": "acme",
+        "summary": "Adds the image, by acme.",
+        "class": "acme_fusion.Acme",
+        "options": {"ratio": 1.0},
+        "distribution": "acme-fusion",
+        "version": "0.2",
+        "entry_point": "acme_fusion",
+        "place": None,
+    }
+    assert listed["failures"] == [
+        {
+            "error": "SystemExit",
+            "message": "3",
+            "distribution": "broken-fusion",
+            "version": "0.3",
+            "entry_point": "broken_fusion",
+            "place": None,
+        }
+    ]
+
+
+def test_what_is_registered_in_this_process(site, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(site.folder)
+    Path("my_fusion.py").write_text(GOOD.replace("acme", "gate"))
+    load_file("./my_fusion.py")
+    register(type("Door", (Add,), {"name": "door", "__module__": "__main__", "__doc__": "A door."}))
+    assert print_listing() == 0
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "  door             __main__ (registered in this process), Door",
+        "      A door.",
+        "  gate             ./my_fusion.py (registered in this process), Acme",
+        "      Adds the image, by gate.",
+    ]
+    assert print_listing(as_json=True) == 0
+    last = json.loads(capsys.readouterr().out)["methods"][-1]
+    assert (last["name"], last["distribution"], last["place"]) == ("gate", None, "./my_fusion.py")
 
 
 def test_strict(site) -> None:

@@ -17,6 +17,7 @@ from mmm_fusion import (
     available,
     create,
     failures,
+    loading,
     plugins,
     rules,
 )
@@ -118,6 +119,14 @@ BROKEN = {
     "syntax error": ("def (:", "SyntaxError: invalid syntax (broken_fusion.py, line 1)"),
     "exit at import": ("raise SystemExit(3)", "SystemExit: 3"),
     "error of no common kind": ("class Odd(BaseException): pass\nraise Odd('panic')", "Odd: panic"),
+    "error that cannot be shown": (
+        "class Mute(Exception):\n    def __str__(self): raise OSError\nraise Mute",
+        "Mute: its text cannot be had, for OSError",
+    ),
+    "recursion at import": (
+        "def f(): f()\nf()",
+        "RecursionError: maximum recursion depth exceeded",
+    ),
     "error at import": ("1 / 0", "ZeroDivisionError: division by zero"),
     "no hook": ("x = 1", NO_HOOK),
     "misspelt hook": (
@@ -135,6 +144,10 @@ BROKEN = {
         "PluginError: mmm_fusion_methods must return an iterable of classes, got <class 'broken_fusion.Method'>.",
     ),
     "hook that returns nothing": (hook("return None"), NO_HOOK),
+    "hook without an end": (
+        hook("while True: yield dict"),
+        "PluginError: mmm_fusion_methods must return at most 1000 classes, got more: does it ever end?",
+    ),
     "hook that returns no method": (
         hook("return ()"),
         "PluginError: mmm_fusion_methods must return at least one class, got none.",
@@ -150,6 +163,14 @@ BROKEN = {
     "no name": (
         plugin("broken").replace("    name = 'broken'\n", ""),
         f"PluginError: broken_fusion.Method: {NAME}, got None.",
+    ),
+    "name of another type": (
+        plugin("broken").replace("name = 'broken'", "name = 7"),
+        f"PluginError: broken_fusion.Method: {NAME}, got 7.",
+    ),
+    "name that is a property": (
+        plugin("broken").replace("name = 'broken'", "name = property(lambda self: 'broken')"),
+        f"PluginError: broken_fusion.Method: {NAME}, got <property object",
     ),
     "bad name": (
         plugin("Broken-1"),
@@ -238,6 +259,62 @@ def test_strict_raises(site, case: str, monkeypatch: pytest.MonkeyPatch) -> None
         assert type(caught.value.__cause__).__name__ == cause.partition(":")[0]
 
 
+METADATA = {
+    "no metadata": {"metadata": ""},
+    "entry point without a value": {"entry_points": "[mmm_fusion]\nno equals sign\n"},
+    "entry point to nowhere": {"entry_points": "[mmm_fusion]\nbroken = nowhere_at_all\n"},
+}
+
+
+def test_all_broken_plugins_at_once(site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The good ones, first, between and last, load as if they were alone; each failure is on record, in order."""
+    site.install("aaa-fusion", "1.0", plugin("first"))
+    broken = {f"broken-{number:02}-fusion": case for number, case in enumerate([*BROKEN, *METADATA])}
+    for number, (distribution, case) in enumerate(broken.items()):
+        module = distribution.replace("-", "_")
+        source = BROKEN[case][0].replace("broken_fusion", module) if case in BROKEN else plugin("broken")
+        site.install(distribution, f"0.{number}", source, **METADATA.get(case, {}))
+        if number % 7 == 0:
+            site.install(f"{distribution}-good", "1.0", plugin(f"good_{number:02}"))
+    for distribution in ("twin-a-fusion", "twin-b-fusion"):
+        site.install(distribution, "1.0", plugin("twin"))
+    site.install("zzz-fusion", "1.0", plugin("last"))
+    good = ["first", *(f"good_{number:02}" for number in range(0, len(broken), 7)), "last"]
+    assert len(broken) > 25
+    assert names() == [*BUILT_IN, *good]
+
+    found = {re.sub(r"[-_]", "-", failure.source.distribution): failure for failure in failures()}
+    assert len(failures()) == len(found) == len(broken) + 2
+    assert "(DuplicateMethodError: fusion method 'twin' is offered by" in str(found["twin-b-fusion"])
+    for number, (distribution, case) in enumerate(broken.items()):
+        readable = case not in ("no metadata", "entry point without a value")
+        failure = found[distribution if readable else f"{distribution}-0.{number}.dist-info"]  # the folder's name
+        assert failure.source.version == (f"0.{number}" if readable else "")
+        if case in BROKEN:
+            cause = BROKEN[case][1].replace("broken_fusion", distribution.replace("-", "_"))
+            assert f"({cause.replace('broken-fusion 0.2', f'{distribution} 0.{number}')}" in str(failure)
+    loaded = [failure.source.distribution for failure in failures() if failure.source.entry_point]
+    contested = [name for name in loaded if broken.get(name, "twin") in ("a built-in's name", "twin")]
+    assert loaded == [*sorted(set(loaded) - set(contested)), *contested]  # a name is settled when all have loaded
+
+    with pytest.raises(UnknownMethodError) as caught:
+        create("nowhere", 8, 6, heads=2, dropout=0.0)
+    for failure in failures():
+        assert str(failure) in str(caught.value)
+    monkeypatch.setenv("MMM_FUSION_STRICT", "1")
+    loading.installed.cache_clear()
+    with pytest.raises(PluginError) as caught:
+        available()
+    for failure in found:
+        assert failure in re.sub(r"[-_]", "-", str(caught.value))
+
+
+def test_an_interrupt_is_let_through(site) -> None:
+    site.install("acme-fusion", "0.2", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        available()
+
+
 def test_strict_is_content_where_all_plugins_load(site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMM_FUSION_STRICT", "1")
     site.install("acme-fusion", "0.2", plugin("acme"))
@@ -305,6 +382,13 @@ def test_two_methods_of_one_name(site) -> None:
     with pytest.raises(DuplicateMethodError) as caught:
         create("glance", 8, 6, heads=2, dropout=0.0)
     assert str(caught.value) == text
+
+
+def test_one_plugin_with_a_name_twice(site) -> None:
+    site.install("acme-fusion", "0.2", plugin("glance", "glance", "fine"))
+    text = "fusion method 'glance' is offered twice by acme-fusion 0.2. None of them is loaded. Give one another name."
+    assert names() == [*BUILT_IN, "fine"]
+    assert [str(failure) for failure in failures()] == [f"acme-fusion 0.2 (DuplicateMethodError: {text})"] * 2
 
 
 def test_choosing_is_not_advised_where_it_cannot_help(site, monkeypatch: pytest.MonkeyPatch) -> None:

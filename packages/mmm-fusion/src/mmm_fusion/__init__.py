@@ -13,7 +13,9 @@ from mmm_fusion.hookspecs import hookimpl
 from mmm_fusion.image_first import ImageFirst
 from mmm_fusion.inputs import check_arguments, check_image, check_inputs, check_text, joint_mask, prepend
 from mmm_fusion.interface import CONTRACT, FusionMethod, FusionOutput, ImageMemory
-from mmm_fusion.plugins import Failure, available, create, failures
+from mmm_fusion.loading import Failure
+from mmm_fusion.local import load_file, register
+from mmm_fusion.plugins import available, create, failures
 
 __all__ = [
     "CONTRACT",
@@ -38,5 +40,7 @@ __all__ = [
     "failures",
     "hookimpl",
     "joint_mask",
+    "load_file",
     "prepend",
+    "register",
 ]

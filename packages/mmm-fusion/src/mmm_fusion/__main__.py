@@ -1,45 +1,49 @@
-"""`python -m mmm_fusion`: the fusion methods that are loaded, and the plug-ins that failed. Exits 1 if any failed."""
+"""`python -m mmm_fusion`: lists the fusion methods, and checks one against the contract."""
 
 from __future__ import annotations
 
-import inspect
+import argparse
 import sys
+from collections.abc import Sequence
 
-from mmm_fusion.errors import PluginError
-from mmm_fusion.interface import CONTRACT
-from mmm_fusion.plugins import Failure, Registered, registry
+from mmm_fusion.listing import print_listing
 
 
-def main() -> int:
-    """Print the listing.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
 
+    Args:
+        arguments: Words of the command line; None: those of this process.
     Returns:
         The exit code.
     """
-    try:
-        known = registry()
-    except PluginError as error:  # strict mode
-        print(error, file=sys.stderr)
-        return 1
-    print(f"Fusion methods (contract {CONTRACT})")
-    for name, entry in known.methods.items():
-        print(_method(name, entry))
-    if known.failures:
-        print("\nFailed to load")
-    for failure in known.failures:
-        print(_failure(failure))
-    return 1 if known.failures else 0
+    given = parser().parse_args(arguments)
+    if given.command is None:
+        return print_listing(as_json=given.json)
+    from mmm_fusion.check import check  # the kit is not needed for a listing
+
+    return check(given.name, given.options)
 
 
-def _method(name: str, entry: Registered) -> str:
-    method = entry.method
-    summary = (inspect.getdoc(method) or "").partition("\n")[0]
-    return f"  {name:<16} {entry.source}, {method.__module__}.{method.__qualname__}\n      {summary}".rstrip()
-
-
-def _failure(failure: Failure) -> str:
-    entry_point = f", entry point '{failure.source.entry_point}'" if failure.source.entry_point else ""
-    return f"  {failure.source}{entry_point}\n      {type(failure.error).__name__}: {failure.error}"
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main = argparse.ArgumentParser(
+        prog="python -m mmm_fusion",
+        description="List the fusion methods that are loaded, and the plug-ins that failed; exits 1 if any failed.",
+    )
+    main.add_argument("--json", action="store_true", help="list as JSON")
+    commands = main.add_subparsers(dest="command", metavar="command")
+    check = commands.add_parser(
+        "check",
+        help="put a method to the rules of the contract",
+        description="Put a method to the rules of the contract. Exits 0 if it keeps them all, 1 if it breaks one, "
+        "and 2 if it is not found or does not take these options.",
+    )
+    check.add_argument("name", help="the name of a registered method, or a Python file: ./my_fusion.py")
+    check.add_argument(
+        "--options", nargs="+", default=[], metavar="OPTION", help="the method's own: key=value ..., or a JSON object"
+    )
+    return main
 
 
 if __name__ == "__main__":

@@ -17,14 +17,26 @@ GROUP = PROJECT
 
 @dataclass(frozen=True)
 class Source:
-    """Where a plug-in comes from: a distribution, and its entry point."""
+    """Where methods come from: a distribution and its entry point, or this process.
 
-    distribution: str
+    Attributes:
+        distribution: Empty for what was registered in this process.
+        version: Of the distribution.
+        entry_point: Its name.
+        place: For what was registered in this process, the file as it was given, or else the module.
+    """
+
+    distribution: str = ""
     version: str = ""
     entry_point: str = ""
+    place: str = ""
 
     def __str__(self) -> str:
-        return f"{self.distribution} {self.version}".rstrip()
+        return (
+            f"{self.place} (registered in this process)"
+            if self.place
+            else f"{self.distribution} {self.version}".rstrip()
+        )
 
 
 @dataclass(frozen=True)
