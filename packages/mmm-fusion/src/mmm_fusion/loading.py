@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pluggy
 
-from mmm_fusion import builtin, hookspecs
+from mmm_fusion import hookspecs
 from mmm_fusion.discovery import GROUP, Plugin, Source, candidates, in_order, plugins_of, wanted
 from mmm_fusion.errors import DuplicateMethodError, PluginError
 from mmm_fusion.interface import FusionMethod
@@ -61,7 +61,7 @@ def installed() -> Registry:
     """Load the built-ins and all installed plug-ins, once; `installed.cache_clear()` makes the next use look again."""
     failed: list[Failure] = []
     own = Source("mmm-fusion", version("mmm-fusion"))
-    offers = [Registered(method, own) for method in methods_of(builtin)]
+    offers = [Registered(method, own) for method in built_in()]
     for plugin in _chosen(failed):
         offers += _attempt(_load, plugin, plugin.source, failed)
     contested = _settle(offers, own, failed)
@@ -75,9 +75,16 @@ def installed() -> Registry:
 
 def in_listing_order(offers: Iterable[Registered]) -> dict[str, Registered]:
     """Built-ins first, then by name."""
-    own = {method.name for method in methods_of(builtin)}
-    ordered = sorted(offers, key=lambda offer: (offer.method.name not in own, offer.method.name))
+    ordered = sorted(offers, key=lambda offer: (offer.method not in built_in(), offer.method.name))
     return {offer.method.name: offer for offer in ordered}
+
+
+@functools.cache
+def built_in() -> list[type[FusionMethod]]:
+    """The methods of this package; imported on the first use, as those of plug-ins are."""
+    from mmm_fusion import builtin
+
+    return methods_of(builtin)
 
 
 def methods_of(plugin: object) -> list[type[FusionMethod]]:
