@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from mmm_fusion import local
 from mmm_train import Config, DataConfig, ModelConfig, Terminal, TrainConfig
 from mmm_train.loop import Trainer
 
@@ -34,6 +35,11 @@ def write_folder(folder: Path, pictures: int, seed: int = 0) -> Path:
             lines.writerow([f"{number}.png", "What colour is it?", name])
             lines.writerow([f"{number}.png", "Is it red?", "yes" if name == "red" else "no"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_folder() -> MakeFolder:
+    return write_folder
 
 
 @pytest.fixture
@@ -72,3 +78,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(Trainer, "step", step)
 
     return set_up
+
+
+@pytest.fixture(autouse=True)
+def _only_installed_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers from a file is gone after it."""
+    monkeypatch.setattr(local, "_here", {})

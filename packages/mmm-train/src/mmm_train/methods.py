@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from pathlib import Path
-from typing import Any
 
 import mmm_fusion
 from mmm_fusion.plugins import registry
@@ -64,40 +62,20 @@ def methods_and_files(words: str) -> tuple[list[str] | None, list[Path]]:
 
 
 def source(name: str) -> dict[str, str]:
-    """Where a method comes from: its distribution and version, or its file; empty for one that is not registered."""
-    if name not in registry().methods:
+    """Where a method comes from: its distribution and version, or the name of its file or module.
+
+    Args:
+        name: The method.
+    Returns:
+        The keys distribution and version, or place; nothing for a method that is not registered.
+    """
+    known = registry().methods
+    if name not in known:
         return {}
-    found = registry().methods[name].source
-    if not found.version:
-        return {"file": found.distribution}
+    found = known[name].source
+    if found.place:
+        return {"place": Path(found.place).name}  # not its folder: run folders are passed on
     return {"distribution": found.distribution, "version": found.version}
-
-
-def listing() -> dict[str, Any]:
-    """What `mmm plugins --json` prints."""
-    known = registry()
-    methods = [
-        {
-            "name": name,
-            "distribution": entry.source.distribution,
-            "version": entry.source.version,
-            "entry_point": entry.source.entry_point,
-            "class": f"{entry.method.__module__}.{entry.method.__qualname__}",
-            "summary": (inspect.getdoc(entry.method) or "").partition("\n")[0],
-        }
-        for name, entry in known.methods.items()
-    ]
-    failures = [
-        {
-            "distribution": each.source.distribution,
-            "version": each.source.version,
-            "entry_point": each.source.entry_point,
-            "error": type(each.error).__name__,
-            "message": str(each.error),
-        }
-        for each in known.failures
-    ]
-    return {"contract": mmm_fusion.CONTRACT, "methods": methods, "failures": failures}
 
 
 def _split(word: str) -> tuple[list[str], list[Path]]:

@@ -36,7 +36,7 @@ class Run:
         tokenizer: Numbers the words.
         question_only: What a predictor answers that sees no picture.
         trained_on: Fingerprint of the training set.
-        source: Where its fusion method came from: distribution and version, or a file.
+        source: Where its fusion method came from: distribution and version, or the name of a file.
     """
 
     folder: Path
@@ -177,10 +177,10 @@ class Run:
     def _where_it_was(self) -> str:
         """Where to find the fusion method; nothing of it is run because config.json says so."""
         match self.source:
-            case {"file": file}:
-                return f" {self.folder} was trained with that of {file}: name the file by --plugin {file}."
+            case {"place": place}:
+                return f" {self.folder} was trained with that of {place}: name this file by --plugin FILE."
             case {"distribution": name, "version": version}:
-                return f" {self.folder} was trained with that of {name} {version}: install it, or give --plugin FILE."
+                return f" {self.folder} was trained with that of {name} {version}: install that."
         return ""
 
     def record(self, **values: object) -> None:

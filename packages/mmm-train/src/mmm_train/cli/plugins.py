@@ -14,13 +14,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace, given: Namespace) -> int:
     """Print the list; returns 1 if a plug-in failed to load."""
-    import json
+    from mmm_fusion.listing import print_listing
 
-    from mmm_fusion.__main__ import main
-    from mmm_train.methods import listing
-
-    if not options.json:
-        return main()
-    found = listing()
-    print(json.dumps(found, indent=2, ensure_ascii=False))
-    return 1 if found["failures"] else 0
+    return print_listing(as_json=options.json)

@@ -1,0 +1,422 @@
+"""`mmm compare`: methods trained side by side, of which some fail, stop, go on and are reported."""
+
+import io
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import mmm_fusion
+import mmm_train.comparison.running
+from mmm_train import Config, RunError, Terminal, compare, compare_config, train
+from mmm_train.cli import main
+from mmm_train.cli.compare import compare_settings
+from mmm_train.comparison import processes
+from mmm_train.comparison.display import Board, show
+from mmm_train.comparison.plan import Member, Plan
+from mmm_train.comparison.processes import started
+from mmm_train.comparison.report import draw, write_report
+from mmm_train.comparison.summary import Spread, as_json, summarise
+from mmm_train.evaluate import score
+
+PLUGIN = '''
+import mmm_fusion
+
+class Moody(mmm_fusion.ImageFirst):
+    """Image tokens as they are, or none at all."""
+
+    name = "moody"
+
+    def __init__(self, dim, image_dim, *, heads, dropout):
+        super().__init__()
+        self.dim, self.image_dim = dim, image_dim
+
+    def read(self, image, *, image_mask=None, image_grid=None):
+        print("read")
+        raise RuntimeError("no <b>luck</b>\\ntoday")
+'''
+MENDED = PLUGIN.replace(
+    'raise RuntimeError("no <b>luck</b>\\ntoday")', "return mmm_fusion.ImageMemory(image, image_mask)"
+)
+TINY = {"dim": 16, "depth": 1, "d_state": 4, "heads": 2, "image_size": 16}
+TINY |= {"encoder_dim": 16, "encoder_depth": 1, "encoder_heads": 2}
+FLAGS = [f"--model.{name}={size}" for name, size in TINY.items()]
+FLAGS += ["--data.train=pictures", "--data.test=test", "--epochs=2", "--train.batch=4", "--train.device=cpu"]
+KILLED = "ended by SIGKILL. The system may have run out of memory: lower train.batch."
+HEADS = "settings under model: fusion method 'mlp': `heads` must divide dim = 16, got 3. Choose one of 1, 2, 4, 8, 16."
+OPTIONS = (
+    "model.fusion_options must be empty in a comparison, got {'pool': 'max'}. "
+    "Options are those of one method. Leave them out."
+)
+ONE = {"all": 0.5, "yes_no": 0.75, "open": 0.25}
+MEASURED = {
+    "parameters": 1000,
+    "fusion_parameters": 10,
+    "images_per_second": 20.0,
+    "tokens": 8.0,
+    "tokens_once": 4.0,
+    "peak_memory": 2**28,
+    "ms_per_answer": 0.25,
+    "ms_single": 3.0,
+    "machine": {"cpu": "some", "threads": 1, "device": "cpu"},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, make_folder: Callable[..., Path]) -> Path:
+    """Data, a plug-in that fails, and a comparison: stopped once, gone on with, and given a second seed of add."""
+    folder = tmp_path_factory.mktemp("compare")
+    make_folder(folder / "pictures", 12)
+    make_folder(folder / "test", 5, seed=1)
+    (folder / "moody.py").write_text(PLUGIN)
+    original = Board.step
+
+    def stop(self: Board, step: int, steps: int) -> None:
+        if step == 4:  # within the second epoch of add
+            raise KeyboardInterrupt
+        original(self, step, steps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(mmm_fusion.local, "_here", {})
+        with patch.context() as inner, redirect_stderr(io.StringIO()) as shown:
+            inner.setattr(Board, "step", stop)
+            assert main(["compare", "--fusion", "add,./moody.py", "--out", "out", *FLAGS]) == 130
+        message = "mmm: Stopped with 0 of 2 runs done, and saved. Go on with the same command.\n"
+        assert shown.getvalue() == message
+        assert [run["status"] for run in result()["runs"]] == ["open", "open"]
+        assert (folder / "out" / "compare.html").exists()
+        assert 3 <= json.loads((folder / "out/add-seed0/metrics.jsonl").read_text().splitlines()[-1])["step"] < 6
+        assert main(["compare", "--fusion", "add,./moody.py", "--out", "out", *FLAGS]) == 1
+        assert main(["compare", "--fusion", "add", "--seeds", "2", "--out", "out", *FLAGS]) == 1
+    return folder
+
+
+@pytest.fixture
+def at(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "100")
+    return place
+
+
+@pytest.fixture
+def config(place: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """What FLAGS say."""
+    monkeypatch.chdir(place)
+    data, train = {"train": "pictures", "test": "test"}, {"epochs": 2, "batch": 4, "device": "cpu"}
+    return Config.from_dict({"data": data, "model": TINY, "train": train})
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> None:
+        raise AssertionError("nothing is left to train")
+
+    monkeypatch.setattr(mmm_train.comparison.running, "started", start)
+
+
+def result(folder: str = "out") -> dict[str, object]:
+    return json.loads((Path(folder) / "compare.json").read_text())
+
+
+def test_compare_json(at: Path, config: Config) -> None:
+    found = result()
+    assert list(found) == ["version", "settings", "data", "packages", "question_only", "summary", "runs"]
+    assert found["settings"]["train"]["epochs"] == 2
+    assert "fusion" not in found["settings"]["model"]
+    assert "seed" not in found["settings"]["train"]
+    assert {key: found["data"]["test"][key] for key in ("name", "pictures", "questions")} == {
+        "name": "test",
+        "pictures": 5,
+        "questions": 10,
+    }
+    assert found["packages"]["torch"] == torch.__version__
+    runs = {(run["method"], run["seed"]): run for run in found["runs"]}
+    assert list(runs) == [("add", 0), ("moody", 0), ("add", 1)]
+    assert [run["status"] for run in runs.values()] == ["done", "failed", "done"]
+    add = runs["add", 1]
+    assert add["source"] == {"distribution": "mmm-fusion", "version": version("mmm-fusion")}
+    assert (add["folder"], add["failure"]) == ("add-seed1", None)
+    assert add["measured"].keys() == {"accuracy", *MEASURED}
+    assert add["measured"]["machine"].keys() == {"cpu", "threads", "device"}
+    last = json.loads((at / "out" / "add-seed1" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert add["measured"]["accuracy"] == last["test"]
+    # Three words and the mark of the question make 4 tokens, and add leaves no token of the image.
+    assert (add["measured"]["tokens"], add["measured"]["tokens_once"]) == (4.5, 0)
+    assert 2**26 < add["measured"]["peak_memory"] < 2**33
+    assert all(add["measured"][name] > 0 for name in ("images_per_second", "ms_per_answer", "ms_single"))
+    failed = runs["moody", 0]
+    assert failed["source"] == {"place": "moody.py"}
+    assert (failed["failure"], failed["measured"]) == ("RuntimeError: no <b>luck</b> today", None)
+
+
+def test_the_summary_is_the_mean_over_the_seeds(at: Path) -> None:
+    found = result()
+    assert list(found["summary"]) == ["question only", "add", "moody"]
+    assert found["summary"]["question only"]["all"]["mean"] == found["question_only"]["all"]
+    speeds = [run["measured"]["images_per_second"] for run in found["runs"] if run["method"] == "add"]
+    assert found["summary"]["add"]["images_per_second"] == {
+        "mean": pytest.approx(sum(speeds) / 2),
+        "min": min(speeds),
+        "max": max(speeds),
+        "runs": 2,
+    }
+    assert set(found["summary"]["moody"].values()) == {None}
+
+
+def test_the_page_needs_no_other_file(at: Path) -> None:
+    page = (at / "out" / "compare.html").read_text()
+    sources = re.findall(r"(?:src|href)=\"([^\"]{0,30})", page)
+    assert len(sources) == 1
+    assert sources[0].startswith("data:image/png;base64,")
+    assert "http" not in page
+    assert "url(" not in page
+    assert "<script" not in page
+    assert "moody</b>, seed 0: RuntimeError: no &lt;b&gt;luck&lt;/b&gt; today" in page
+    rows = re.findall(r"<tr><td>([a-z_ ]+)", page)
+    assert rows == ["question only", "add", "moody"]
+    with Image.open(at / "out" / "compare.png") as image:
+        assert image.size[0] > 1000
+
+
+def test_the_log_has_what_a_failed_run_printed(at: Path) -> None:
+    assert (at / "out" / "moody-seed0.log").read_text().startswith("read\nTraceback (most recent call last):\n")
+    assert not (at / "out" / "add-seed0.log").exists()
+
+
+def test_its_runs_are_ordinary_ones(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "out/add-seed1"]) == 0
+    shown = capsys.readouterr().out
+    share = result()["runs"][2]["measured"]["accuracy"]["all"]
+    assert re.search(rf"add\W+{100 * share:.1f} %", shown)
+    settings = json.loads((at / "out" / "add-seed1" / "config.json").read_text())["settings"]
+    assert (settings["model"]["fusion"], settings["train"]["seed"]) == ("add", 1)
+
+
+def test_what_is_done_stays_and_is_shown_again(at: Path, no_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in (at / "out").rglob("*.json")}
+    assert main(["compare", "--fusion", "add", "--seeds", "2", "--out", "out", *FLAGS]) == 1
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert shown[2] == "train 1 method, 2 seeds, 2 epochs; 2 of 2 runs are done"
+    assert any(line.startswith("question only ") for line in shown)
+    assert "failed: moody seed 0: RuntimeError: no <b>luck</b> today" in shown
+    assert shown[-1] == "report: out/compare.html"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train.lr=0.5"], "train.lr was 0.0003, is 0.5."),
+        (["--epochs=3", "--model.dim=32"], "model.dim was 16, is 32; train.epochs was 2, is 3."),
+        (["--data.test=pictures"], "data.test was test, is pictures; data.test.name was test, is pictures; "),
+    ],
+    ids=["one", "two", "data"],
+)
+def test_other_settings_are_refused(
+    at: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert main(["compare", "--fusion", "add", "--out", "out", *FLAGS, *flags]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith(f"mmm: out: holds a comparison with other settings: {message}")
+    assert text.endswith(" Use those of the first time, or choose another --out.\n")
+
+
+def test_stopped_it_goes_on_as_if_it_had_not(at: Path, config: Config, quiet: Terminal) -> None:
+    train(replace(config, model=replace(config.model, fusion="add")), at / "whole", quiet)
+    for name in ("model.safetensors", "training.safetensors"):
+        assert (at / "out" / "add-seed0" / name).read_bytes() == (at / "whole" / name).read_bytes()
+
+
+def test_a_mended_method_is_tried_again(at: Path, config: Config, quiet: Terminal) -> None:
+    shutil.copytree("out", "again")
+    Path("moody.py").write_text(MENDED)
+    try:
+        found = compare(["moody"], config, "again", plugins=["moody.py"], terminal=quiet)
+    finally:
+        Path("moody.py").write_text(PLUGIN)
+    assert found.failed == ()
+    moody = next(row for row in found.rows if row.name == "moody")
+    assert (moody.values["tokens"].mean, moody.values["tokens_once"].mean) == (8.5, 4)
+    assert [run["status"] for run in result("again")["runs"]] == ["done", "done", "done"]
+    assert set(Path("again/moody-seed0.log").read_text().split()) == {"read"}
+
+
+def test_a_second_comparison_in_the_folder_is_refused(at: Path, config: Config, quiet: Terminal) -> None:
+    with Plan(Path("out"), {}, score([])).claimed(), pytest.raises(RunError) as caught:
+        compare(["add"], config, "out", terminal=quiet)
+    assert str(caught.value) == "out: another process compares there. Wait for it, or choose another --out."
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--fusion", "ad"], "fusion method 'ad' is not registered. Did you mean 'add'? See `python -m mmm_fusion`."),
+        (["--fusion", ","], "--fusion must be all, or methods with commas between them, got nothing."),
+        (["--seeds", "0"], "seeds must be 1 or more, got 0."),
+        (["--epochs", "0"], "train.epochs must be 1 or more, got 0."),
+        (["--model.heads", "3"], HEADS),
+        (["--data.train", "x"], "x/metadata.csv: a metadata file was expected; No such file or directory."),
+        (["--out", "pictures"], "pictures: a new or empty folder was expected, or a comparison. Choose another --out."),
+        (["--model.fusion", "add"], "unrecognized arguments: --model.fusion add."),
+        (["--config", "a.yaml"], OPTIONS),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_errors_come_before_anything_is_written(
+    at: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    Path("a.yaml").write_text("model: {fusion_options: {pool: max}}")
+    before = sorted(Path().rglob("*"))
+    assert main(["compare", "--fusion", "add", "--out", "new", *FLAGS, *flags]) == 2
+    assert capsys.readouterr() == ("", f"mmm: {message}\n")
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_settings_of_easy_vqa_and_of_own_data() -> None:
+    assert compare_settings({}, None) == compare_config()
+    easy = compare_settings({"data": {"train": "easy-vqa"}, "train": {"lr": 0.5}}, 3)
+    assert (easy.data, easy.train.lr, easy.train.epochs) == (compare_config().data, 0.5, 3)
+    own = compare_settings({"data": {"train": "shop"}, "train": {"epochs": 7}}, None)
+    assert own == Config.from_dict({"data": {"train": "shop"}, "train": {"epochs": 7}})
+    assert not own.data.flip
+
+
+def test_a_damaged_folder(at: Path, config: Config, quiet: Terminal) -> None:
+    found = result()
+    Path("damaged").mkdir()
+    for change, expected in [
+        ({"version": 2}, "version 1 was expected, got 2. Choose another --out."),
+        ({"runs": [{}]}, "damaged: KeyError('method'). Restore it, or choose another --out."),
+    ]:
+        Path("damaged/compare.json").write_text(json.dumps({**found, **change}))
+        with pytest.raises(RunError) as caught:
+            compare(["add"], config, "damaged", terminal=quiet)
+        assert str(caught.value) == f"damaged/compare.json: {expected}"
+
+
+PRINT = 'import sys; sys.stdin.readline(); print(\'{"event": "step", "step": 1}\', flush=True); '
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", KILLED),
+        ("import os; os.abort()", "ended by SIGABRT."),
+        ("sys.exit('a\\n  no luck \\n\\n')", "no luck"),
+        ("sys.exit(3)", "ended with status 3."),
+    ],
+    ids=["killed", "aborted", "message", "silent"],
+)
+def test_a_process_that_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str) -> None:
+    monkeypatch.setattr(processes, "COMMAND", [sys.executable, "-c", PRINT + code])
+    with started({}, tmp_path / "log") as process:
+        events = list(process.events())
+    assert events == [("step", {"step": 1}), ("failed", {"reason": reason})]
+
+
+def test_a_process_is_asked_to_stop_by_the_end_of_its_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = PRINT + "sys.stdin.read(); print('{}' * 99999, flush=True); open('stopped', 'w')"
+    monkeypatch.setattr(processes, "COMMAND", [sys.executable, "-c", code])
+    monkeypatch.chdir(tmp_path)
+    with started({}, tmp_path / "log") as process:
+        next(process.events())
+    assert process.process.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["stopped"]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """Three methods: one with two seeds, one with one of two, one that failed."""
+    data = {"name": "data", "pictures": 1, "questions": 1}
+    common = {"settings": {"train": {"epochs": 1}}, "data": {"train": data, "test": data}, "packages": {}}
+    better = {name: 2 * part if part < 0.5 else part for name, part in ONE.items()}
+    blind = [("yes", "yes"), ("yes", "no"), ("red", "blue"), ("red", "red")]
+    members = [
+        Member("slow", 0, measured={"accuracy": ONE, **MEASURED}),
+        Member("fast", 0, measured={"accuracy": better, **MEASURED, "images_per_second": 90.0, "peak_memory": None}),
+        Member("bad", 0, failure="ValueError: no"),
+        Member("slow", 1, measured={"accuracy": ONE | {"open": 0.35}, **MEASURED}),
+        Member("fast", 1),
+    ]
+    return Plan(tmp_path, common, score(blind), members)
+
+
+def test_rows(plan: Plan) -> None:
+    found = summarise(plan)
+    assert [row.name for row in found.rows] == ["question only", "fast", "slow", "bad"]
+    assert [row.open for row in found.rows] == [(), (1,), (), ()]
+    blind, fast, slow, bad = found.rows
+    assert blind.values == {name: Spread(0.5, 0.5, 0.5, 1) for name in ("all", "yes_no", "open")}
+    assert slow.values["open"] == Spread(pytest.approx(0.3), 0.25, 0.35, 2)
+    assert fast.values["peak_memory"] is None
+    assert (found.seeds, found.failed) == (2, (bad,))
+    assert as_json([fast])["fast"]["images_per_second"] == {"mean": 90, "min": 90, "max": 90, "runs": 1}
+
+
+def test_the_table_in_a_narrow_terminal(plan: Plan) -> None:
+    plan.members.append(Member("visual_expert", 0, measured={"accuracy": dict.fromkeys(ONE, 1.0), **MEASURED}))
+    shown = io.StringIO()
+    show(summarise(plan), Terminal(Console(file=shown, width=80)))
+    lines = shown.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines[: lines.index("failed: bad seed 0: ValueError: no")])
+    assert "…" not in shown.getvalue()
+    cells = [line.split() for line in lines]
+    assert ["slow", "50.0", "75.0", "30.0", "20", "8", "256", "0.25", "3.0"] in cells
+    assert ["±5.0"] in cells
+    assert "Means of 2 seeds; ±: how far the farthest seed is from the mean." in lines
+
+
+def test_the_plot(plan: Plan) -> None:
+    def size(plan: Plan) -> tuple[int, int]:
+        with Image.open(io.BytesIO(draw(summarise(plan)))) as image:
+            return image.size
+
+    narrow = size(plan)
+    plan.members += [Member(f"method{n}", 0, measured={"accuracy": ONE, **MEASURED}) for n in range(8)]
+    assert size(plan)[1] > narrow[1]
+    plan.members.clear()
+    assert size(plan) == narrow
+
+
+def test_data_without_open_questions(plan: Plan) -> None:
+    plan.question_only = score([("yes", "no")])
+    for member in plan.members:
+        if member.measured:
+            member.measured["accuracy"] = {"all": 0.5 + 0.1 * (member.method == "slow"), "yes_no": 0.5, "open": None}
+    found = summarise(plan)
+    assert [row.name for row in found.rows] == ["question only", "slow", "fast", "bad"]
+    assert draw(found)
+    write_report(found)
+    assert "<td>–</td>" in (plan.folder / "compare.html").read_text()
+
+
+def test_the_live_line_counts_the_steps_that_are_left() -> None:
+    members = [Member("add", 0), Member("concat", 0), Member("mlp", 0)]
+    shown = io.StringIO()
+    terminal = Terminal(Console(file=shown, force_terminal=True, width=120))
+    with Board(terminal, 4, members) as board:
+        task = board.bars.tasks[0]
+        board.begin(members[0])
+        board.step(40, 100)  # goes on from there
+        board.step(50, 100)
+        assert (task.completed, task.total) == (10, 60 + 200)
+        members[0].failure = "no luck"
+        board.end(members[0], 61)
+        board.begin(members[1])
+        board.step(0, 100)
+        assert (task.completed, task.total) == (10, 10 + 200)
+        board.bars.refresh()
+    text = Console(file=io.StringIO()).render_str(shown.getvalue()).plain
+    for part in ("run 3/4", "concat seed 0", "step 0/100", "left", "1:01", "failed: no luck"):
+        assert part in text
