@@ -45,6 +45,7 @@ def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmm_fusion.local._here", {})  # what a page registers goes with it
     run_blocks(ROOT / page, capsys)
 
 

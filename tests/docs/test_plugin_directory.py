@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 from mmm_fusion import available
-from mmm_fusion.plugins import methods_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/plugins.md").read_text()
@@ -46,14 +44,13 @@ def test_a_row_of_this_repository_agrees_with_its_package(distribution: str) -> 
     assert f"(`{folder.relative_to(ROOT)}`)" in row[1]
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     assert project["name"] == distribution
-    names = project["entry-points"]["mmm_fusion"]
-    (entry_point,) = [each for each in entry_points(group="mmm_fusion") if each.name in names]
-    (method,) = methods_of(entry_point.load())
+    (method,) = [each for each in available() if each.__module__.startswith(f"{distribution.replace('-', '_')}.")]
     assert row[0] == f"`{method.name}`"
     assert row[4] == str(method.contract)
 
 
-def test_no_built_in_is_listed() -> None:
-    built_in = {f"`{method.name}`" for method in available() if method.__module__.startswith("mmm_fusion.")}
+def test_no_method_that_comes_with_the_packages_is_listed() -> None:
+    own = ("mmm_fusion.", "mmm_block.")
+    built_in = {f"`{method.name}`" for method in available() if method.__module__.startswith(own)}
     assert built_in
     assert built_in & {row[0] for row in ROWS} == set()
