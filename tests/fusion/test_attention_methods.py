@@ -16,7 +16,8 @@ from mmm_fusion.methods import CrossAttention, Perceiver, QFormer
 
 SIZES = [(1, 1), (3, 1), (1, 3), (5, 4)]
 LEARNED = {"perceiver": "latents", "q_former": "queries"}
-NAMES = ["cross_attention", *LEARNED]
+CLASSES = {method.name: method for method in (CrossAttention, Perceiver, QFormer)}
+NAMES = list(CLASSES)
 
 
 def made(name: str, heads: int = 3, **options: Any) -> FusionMethod:
@@ -294,11 +295,12 @@ def test_the_prefix_has_the_dtype_of_the_image_under_autocast(name: str, dtype: 
         assert method.read(torch.randn(2, 5, 10, dtype=dtype)).prefix.dtype == dtype
 
 
+# The class itself, since `create` checks the types of options before the method does.
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, "4", None])
 @pytest.mark.parametrize(("name", "option"), [*LEARNED.items(), ("perceiver", "depth"), ("q_former", "depth")])
 def test_counts_must_be_whole_and_positive(name: str, option: str, value: object) -> None:
     with pytest.raises(ArgumentError) as caught:
-        create(name, 12, 10, heads=3, dropout=0.0, **{option: value})
+        CLASSES[name](12, 10, heads=3, dropout=0.0, **{option: value})
     assert str(caught.value) == f"fusion method '{name}': `{option}` must be an int of at least 1, got {value!r}."
 
 
@@ -306,7 +308,7 @@ def test_counts_must_be_whole_and_positive(name: str, option: str, value: object
 @pytest.mark.parametrize("name", NAMES)
 def test_ratio_must_leave_a_width(name: str, value: object) -> None:
     with pytest.raises(ArgumentError) as caught:
-        create(name, 12, 10, heads=3, dropout=0.0, ratio=value)
+        CLASSES[name](12, 10, heads=3, dropout=0.0, ratio=value)
     assert str(caught.value) == (
         f"fusion method '{name}': `ratio` must be a number with ratio * dim at least 1, got {value!r}."
     )
