@@ -96,7 +96,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_folder: Callable[..., P
         assert shown.getvalue() == message
         assert [run["status"] for run in result()["runs"]] == ["open", "open"]
         assert (folder / "out" / "compare.html").exists()
-        assert 3 <= json.loads((folder / "out/add-seed0/metrics.jsonl").read_text().splitlines()[-1])["step"] < 6
+        shutil.copy(folder / "out/add-seed0/metrics.jsonl", folder / "stopped.jsonl")
         assert main(["compare", "--fusion", "add,./moody.py", "--out", "out", *FLAGS]) == 1
         assert main(["compare", "--fusion", "add", "--seeds", "2", "--out", "out", *FLAGS]) == 1
     return folder
@@ -233,6 +233,9 @@ def test_other_settings_are_refused(
 
 
 def test_stopped_it_goes_on_as_if_it_had_not(at: Path, config: Config, quiet: Terminal) -> None:
+    before = Path("stopped.jsonl").read_text()
+    assert 3 <= json.loads(before.splitlines()[-1])["step"] < 6
+    assert Path("out/add-seed0/metrics.jsonl").read_text().startswith(before)
     train(replace(config, model=replace(config.model, fusion="add")), at / "whole", quiet)
     for name in ("model.safetensors", "training.safetensors"):
         assert (at / "out" / "add-seed0" / name).read_bytes() == (at / "whole" / name).read_bytes()
@@ -240,16 +243,29 @@ def test_stopped_it_goes_on_as_if_it_had_not(at: Path, config: Config, quiet: Te
 
 def test_a_mended_method_is_tried_again(at: Path, config: Config, quiet: Terminal) -> None:
     shutil.copytree("out", "again")
+    Path("again/moody-seed0/old").touch()
     Path("moody.py").write_text(MENDED)
     try:
         found = compare(["moody"], config, "again", plugins=["moody.py"], terminal=quiet)
     finally:
         Path("moody.py").write_text(PLUGIN)
     assert found.failed == ()
+    assert not Path("again/moody-seed0/old").exists()  # it began anew
     moody = next(row for row in found.rows if row.name == "moody")
     assert (moody.values["tokens"].mean, moody.values["tokens_once"].mean) == (8.5, 4)
     assert [run["status"] for run in result("again")["runs"]] == ["done", "done", "done"]
     assert set(Path("again/moody-seed0.log").read_text().split()) == {"read"}
+
+
+def test_what_was_killed_can_go_on(at: Path, config: Config, quiet: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mmm_train.comparison.running, "started", killed)
+        with pytest.raises(SystemExit):
+            compare(["add"], config, "killed", terminal=quiet)
+    assert [run["status"] for run in result("killed")["runs"]] == ["open"]
 
 
 def test_a_second_comparison_in_the_folder_is_refused(at: Path, config: Config, quiet: Terminal) -> None:
@@ -365,7 +381,7 @@ def test_rows(plan: Plan) -> None:
 
 
 def test_the_table_in_a_narrow_terminal(plan: Plan) -> None:
-    plan.members.append(Member("visual_expert", 0, measured={"accuracy": dict.fromkeys(ONE, 1.0), **MEASURED}))
+    plan.members.append(Member("cross_attention", 0, measured={"accuracy": dict.fromkeys(ONE, 1.0), **MEASURED}))
     shown = io.StringIO()
     show(summarise(plan), Terminal(Console(file=shown, width=80)))
     lines = shown.getvalue().splitlines()

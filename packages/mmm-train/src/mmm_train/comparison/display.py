@@ -126,7 +126,7 @@ def show(comparison: Comparison, terminal: Terminal) -> None:
     """
     shown = [column for column in COLUMNS if column.brief]
     box, title = rich.box.SIMPLE_HEAD, "Right answers, and what they cost"
-    table = Table(title=title, title_justify="left", box=box, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column()
     for column in shown:
         table.add_column(f"{column.heading}\n{column.unit}", justify="right", no_wrap=True)

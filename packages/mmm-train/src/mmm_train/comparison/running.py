@@ -71,6 +71,7 @@ def compare(
     if todo:
         _check_pictures((learn, test), terminal)
     with plan.claimed():
+        _save(plan)  # from here on the folder is a comparison
         introduce(plan, wanted, terminal)
         try:
             with Board(terminal, len(wanted), todo) as board:
