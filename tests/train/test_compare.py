@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from safetensors import safe_open
 
 import mmm_fusion
 import mmm_train.comparison.running
@@ -339,6 +341,29 @@ def test_a_process_that_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with started({}, tmp_path / "log") as process:
         events = list(process.events())
     assert events == [("step", {"step": 1}), ("failed", {"reason": reason})]
+
+
+def test_a_run_saves_when_whoever_started_it_is_gone(at: Path, config: Config) -> None:
+    long = replace(config, train=replace(config.train, epochs=100000))
+    job = {"folder": "orphan", "settings": long.to_dict(), "plugins": []}
+    process = subprocess.Popen(
+        processes.COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        for _ in range(9):
+            assert json.loads(process.stdout.readline())["event"] == "step"
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 130
+    with safe_open("orphan/training.safetensors", "pt") as file:
+        saved = json.loads(file.metadata()["note"])["step"]
+    assert saved == json.loads(Path("orphan/metrics.jsonl").read_text().splitlines()[-1])["step"]
 
 
 def test_a_process_is_asked_to_stop_by_the_end_of_its_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

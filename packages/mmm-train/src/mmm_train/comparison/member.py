@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,11 +44,12 @@ def main() -> int:
     Returns:
         The exit status: 0, or 1 after an error, or 130 after a stop.
     """
-    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    events = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def tell(**event: object) -> None:
-        print(json.dumps(event), file=events, flush=True)
+        with suppress(BrokenPipeError):  # whoever listened is gone; the end of the input says so as well
+            os.write(events, f"{json.dumps(event)}\n".encode())
 
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
