@@ -18,7 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--fusion", default="all", help="all, or methods and files with methods, with commas between them"
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method, each with a seed of its own")
-    parser.add_argument("--epochs", type=int, help="passes over the training pictures (default: 10)")
+    parser.add_argument("--epochs", type=int, help="passes over the training pictures (default: 8)")
     parser.add_argument("--out", type=str, default="runs/compare", help="folder of the comparison")
     add_plugin(parser)
     add_settings(parser, without=("fusion", "fusion_options", "epochs"))
