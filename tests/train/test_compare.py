@@ -19,14 +19,13 @@ from rich.console import Console
 from safetensors import safe_open
 
 import mmm_fusion
-import mmm_train.comparison.running
 from mmm_train import Config, RunError, Terminal, compare, compare_config, train
 from mmm_train.cli import main
 from mmm_train.cli.compare import compare_settings
 from mmm_train.comparison import processes
 from mmm_train.comparison.display import Board, show
 from mmm_train.comparison.plan import Member, Plan
-from mmm_train.comparison.processes import started
+from mmm_train.comparison.processes import Processes
 from mmm_train.comparison.report import draw, write_report
 from mmm_train.comparison.summary import Spread, as_json, summarise
 from mmm_train.evaluate import score
@@ -83,17 +82,17 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_folder: Callable[..., P
     (folder / "moody.py").write_text(PLUGIN)
     original = Board.step
 
-    def stop(self: Board, step: int, steps: int) -> None:
+    def stop(self: Board, member: Member, step: int, steps: int) -> None:
         if step == 4:  # within the second epoch of add
             raise KeyboardInterrupt
-        original(self, step, steps)
+        original(self, member, step, steps)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(mmm_fusion.local, "_here", {})
         with patch.context() as inner, redirect_stderr(io.StringIO()) as shown:
             inner.setattr(Board, "step", stop)
-            assert main(["compare", "--fusion", "add,./moody.py", "--out", "out", *FLAGS]) == 130
+            assert main(["compare", "--fusion", "add,./moody.py", "--out", "out", "--jobs", "1", *FLAGS]) == 130
         message = "mmm: Stopped with 0 of 2 runs done, and saved. Go on with the same command.\n"
         assert shown.getvalue() == message
         assert [run["status"] for run in result()["runs"]] == ["open", "open"]
@@ -124,7 +123,7 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object) -> None:
         raise AssertionError("nothing is left to train")
 
-    monkeypatch.setattr(mmm_train.comparison.running, "started", start)
+    monkeypatch.setattr(processes.Processes, "start", start)
 
 
 def result(folder: str = "out") -> dict[str, object]:
@@ -264,7 +263,7 @@ def test_what_was_killed_can_go_on(at: Path, config: Config, quiet: Terminal, mo
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(mmm_train.comparison.running, "started", killed)
+        patch.setattr(processes.Processes, "start", killed)
         with pytest.raises(SystemExit):
             compare(["add"], config, "killed", terminal=quiet)
     assert [run["status"] for run in result("killed")["runs"]] == ["open"]
@@ -282,6 +281,7 @@ def test_a_second_comparison_in_the_folder_is_refused(at: Path, config: Config, 
         (["--fusion", "ad"], "fusion method 'ad' is not registered. Did you mean 'add'? See `python -m mmm_fusion`."),
         (["--fusion", ","], "--fusion must be all, or methods with commas between them, got nothing."),
         (["--seeds", "0"], "seeds must be 1 or more, got 0."),
+        (["--jobs", "0"], "jobs must be 1 or more, got 0."),
         (["--epochs", "0"], "train.epochs must be 1 or more, got 0."),
         (["--model.heads", "3"], HEADS),
         (["--data.train", "x"], "x/metadata.csv: a metadata file was expected; No such file or directory."),
@@ -338,14 +338,16 @@ PRINT = 'import sys; sys.stdin.readline(); print(\'{"event": "step", "step": 1}\
 )
 def test_a_process_that_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str) -> None:
     monkeypatch.setattr(processes, "COMMAND", [sys.executable, "-c", PRINT + code])
-    with started({}, tmp_path / "log") as process:
-        events = list(process.events())
-    assert events == [("step", {"step": 1}), ("failed", {"reason": reason})]
+    with Processes() as running:
+        process = running.start({}, tmp_path / "log")
+        events = [running.next_event() for _ in range(3)]
+        assert not running.running
+    assert events == [(process, "step", {"step": 1}), (process, "failed", {"reason": reason}), (process, "ended", {})]
 
 
 def test_a_run_saves_when_whoever_started_it_is_gone(at: Path, config: Config) -> None:
     long = replace(config, train=replace(config.train, epochs=100000))
-    job = {"folder": "orphan", "settings": long.to_dict(), "plugins": []}
+    job = {"folder": "orphan", "settings": long.to_dict(), "plugins": [], "threads": 1}
     process = subprocess.Popen(
         processes.COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -367,13 +369,34 @@ def test_a_run_saves_when_whoever_started_it_is_gone(at: Path, config: Config) -
 
 
 def test_a_process_is_asked_to_stop_by_the_end_of_its_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = PRINT + "sys.stdin.read(); print('{}' * 99999, flush=True); open('stopped', 'w')"
+    code = PRINT + "sys.stdin.read(); print('{\"event\": \"x\"}\\n' * 9999, end='', flush=True); open('stopped', 'w')"
     monkeypatch.setattr(processes, "COMMAND", [sys.executable, "-c", code])
     monkeypatch.chdir(tmp_path)
-    with started({}, tmp_path / "log") as process:
-        next(process.events())
+    with Processes() as running:
+        process = running.start({}, tmp_path / "log")
+        running.next_event()
     assert process.process.returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["stopped"]
+
+
+def test_processes_run_at_once_and_stop_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each writes its name, and goes on once it sees the other's: one after the other they would wait for ever."""
+    meet = "open(name, 'w').close(); [None for _ in iter(lambda: os.path.exists(other), True)]; print(tell, flush=True)"
+    code = f"""import os, sys, json
+name, other = json.loads(sys.stdin.readline())
+tell = json.dumps({{"event": "met", "name": name}})
+{meet}
+sys.stdin.read()
+open(name + "-stopped", "w").close()
+"""
+    monkeypatch.setattr(processes, "COMMAND", [sys.executable, "-c", code])
+    monkeypatch.chdir(tmp_path)
+    with Processes() as running:
+        for pair in (["one", "two"], ["two", "one"]):
+            running.start(pair, tmp_path / f"{pair[0]}.log")
+        met = [running.next_event()[1:] for _ in range(2)]
+    assert sorted(values["name"] for event, values in met if event == "met") == ["one", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "one-stopped", "two", "two-stopped"]
 
 
 @pytest.fixture
@@ -449,15 +472,19 @@ def test_the_live_line_counts_the_steps_that_are_left() -> None:
     with Board(terminal, 4, members) as board:
         task = board.bars.tasks[0]
         board.begin(members[0])
-        board.step(40, 100)  # goes on from there
-        board.step(50, 100)
+        board.step(members[0], 40, 100)  # goes on from there
+        board.step(members[0], 50, 100)
         assert (task.completed, task.total) == (10, 60 + 200)
-        members[0].failure = "no luck"
-        board.end(members[0], 61)
         board.begin(members[1])
-        board.step(0, 100)
-        assert (task.completed, task.total) == (10, 10 + 200)
+        board.step(members[1], 0, 100)
+        assert (task.completed, task.total) == (10, 60 + 200)
+        board.step(members[1], 30, 100)
+        assert (task.completed, task.total) == (40, 60 + 200)
+        members[0].failure = "no luck"
+        board.end(members[0])
+        board.step(members[1], 31, 100)
+        assert (task.completed, task.total) == (41, 10 + 200)
         board.bars.refresh()
     text = Console(file=io.StringIO()).render_str(shown.getvalue()).plain
-    for part in ("run 3/4", "concat seed 0", "step 0/100", "left", "1:01", "failed: no luck"):
+    for part in ("run 3/4", "concat seed 0", "step 41/210", "left", "0:00", "failed: no luck"):
         assert part in text

@@ -18,6 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--fusion", default="all", help="all, or methods and files with methods, with commas between them"
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method, each with a seed of its own")
+    parser.add_argument("--jobs", type=int, help="runs at once (default: one a thread of the CPU, one on a GPU)")
     parser.add_argument("--epochs", type=int, help="passes over the training pictures (default: 8)")
     parser.add_argument("--out", type=str, default="runs/compare", help="folder of the comparison")
     add_plugin(parser)
@@ -32,7 +33,7 @@ def run(options: Namespace, given: Namespace) -> int:
     plugins = load_plugins(options)
     names, files = methods_and_files(options.fusion)
     config = compare_settings(settings(given), options.epochs)
-    found = compare(names, config, options.out, seeds=options.seeds, plugins=[*plugins, *files])
+    found = compare(names, config, options.out, seeds=options.seeds, jobs=options.jobs, plugins=[*plugins, *files])
     return 1 if found.failed else 0
 
 

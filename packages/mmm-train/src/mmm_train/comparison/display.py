@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -51,15 +53,14 @@ class Board:
 
     def __init__(self, terminal: Terminal, total: int, todo: Sequence[Member]) -> None:
         self.console = terminal.console
-        self.total, self.left = total, len(todo)
+        self.total, self.waiting = total, len(todo)
         self.width = max((len(_title(member)) for member in todo), default=0)
+        self.running: dict[str, _Running] = {}
         self.steps = 0  # of the runs that ended here
-        self.begun_at: int | None = None  # the step at which the present run began here
-        self.now = 0
         self.bars = rich.progress.Progress(
             rich.progress.TextColumn("run {task.fields[run]}/{task.fields[runs]}  {task.description}"),
             rich.progress.BarColumn(bar_width=None),
-            rich.progress.TextColumn("step {task.fields[step]:,}/{task.fields[steps]:,}"),
+            rich.progress.TextColumn("step {task.completed:,}/{task.fields[steps]:,}"),
             rich.progress.TimeRemainingColumn(),
             rich.progress.TextColumn("left"),
             console=self.console,
@@ -68,10 +69,10 @@ class Board:
             expand=True,
             speed_estimate_period=600,
         )
-        self.task = self.bars.add_task("", total=None, run=total - len(todo) + 1, runs=total, step=0, steps=0)
+        self.task = self.bars.add_task("", total=None, run=total - len(todo), runs=total, steps=0)
 
     def __enter__(self) -> Self:
-        if self.left:
+        if self.waiting:
             self.bars.start()
         return self
 
@@ -80,34 +81,34 @@ class Board:
 
     def begin(self, member: Member) -> None:
         """A run begins."""
-        self.begun_at = None
-        self.bars.update(self.task, description=_title(member), run=self.total - self.left + 1, step=0)
+        self.waiting -= 1
+        self.running[member.name] = _Running(_title(member), time.perf_counter())
+        names = ", ".join(each.title for each in self.running.values())
+        run = self.total - self.waiting
+        self.bars.update(self.task, description=names if len(self.running) < 3 else "", run=run)
 
-    def step(self, step: int, steps: int) -> None:
+    def step(self, member: Member, step: int, steps: int) -> None:
         """A step of it is done.
 
         Args:
+            member: The run.
             step: How many are.
             steps: Of how many.
         """
-        if self.begun_at is None:
-            self.begun_at = step
-        self.now = step - self.begun_at
-        total = self.steps + steps - self.begun_at + steps * (self.left - 1)
-        self.bars.update(self.task, total=total, completed=self.steps + self.now, step=step, steps=steps)
+        run = self.running[member.name]
+        if run.first is None:
+            run.first = step
+        run.now = step - run.first
+        done = self.steps + sum(each.now for each in self.running.values())
+        left = sum(steps - (each.first or 0) - each.now for each in self.running.values()) + steps * self.waiting
+        self.bars.update(self.task, total=done + left, completed=done, steps=done + left)
 
-    def end(self, member: Member, seconds: float) -> None:
-        """A run is over.
-
-        Args:
-            member: The run.
-            seconds: How long it took.
-        """
-        self.left -= 1
-        self.steps += self.now
-        self.now = 0
-        minutes, rest = divmod(round(seconds), 60)
-        line = Text(f"{_title(member):<{self.width}}  {minutes:>3}:{rest:02d}   ")
+    def end(self, member: Member) -> None:
+        """A run is over."""
+        run = self.running.pop(member.name)
+        self.steps += run.now
+        minutes, rest = divmod(round(time.perf_counter() - run.begun), 60)
+        line = Text(f"{run.title:<{self.width}}  {minutes:>3}:{rest:02d}   ")
         if member.measured:
             found = member.measured["accuracy"]
             all_, yes_no, open_ = (_percent(found[name]) for name in ACCURACIES)
@@ -115,6 +116,16 @@ class Board:
         else:
             line.append(f"failed: {member.failure}", style="red")
         self.console.print(line, soft_wrap=True)
+
+
+@dataclass
+class _Running:
+    """A run that is under way: since when, and the step at which it began here and is now."""
+
+    title: str
+    begun: float
+    first: int | None = None
+    now: int = 0
 
 
 def show(comparison: Comparison, terminal: Terminal) -> None:

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from rich.console import Console
 
 from mmm_train.checkpoint import write_json
@@ -53,6 +54,7 @@ def main() -> int:
 
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
+    torch.set_num_threads(job["threads"])
     try:
         for file in job["plugins"]:
             load_plugin(Path(file))

@@ -1,4 +1,4 @@
-"""Starts a process for one run of a comparison, listens to it, and ends it."""
+"""Starts the processes of a comparison, one a run, listens to them, and ends them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Self
 
 COMMAND = (sys.executable, "-P", "-m", "mmm_train.comparison")
 NO_MEMORY = " The system may have run out of memory: lower train.batch."
@@ -58,14 +60,10 @@ class Process:
         if status != 0 and not failed:
             yield "failed", {"reason": self._reason(status)}
 
-    def stop(self) -> None:
+    def ask_to_stop(self) -> None:
         """Let it save and end."""
         with suppress(BrokenPipeError):
             self.input.close()
-        for _ in self.output:  # it would wait for a reader
-            pass
-        self.output.close()
-        self.process.wait()
 
     def _reason(self, status: int) -> str:
         if status < 0:
@@ -75,23 +73,66 @@ class Process:
         return lines[-1] if lines else f"ended with status {status}."
 
 
-@contextmanager
-def started(job: dict[str, Any], log: Path) -> Iterator[Process]:
-    """A process that does not outlive the block: it saves and stops at the end; a second Ctrl-C kills it.
+class Processes:
+    """Processes that run at once and do not outlive the `with` block.
 
-    Args:
-        job: What it is told to do.
-        log: Takes what it prints; removed if that is nothing.
-    Yields:
-        The process.
+    At its end they are asked to stop, and waited for; a second Ctrl-C kills them.
     """
-    process = Process(job, log)
-    try:
-        yield process
-    finally:
+
+    def __init__(self) -> None:
+        self.running: dict[Process, threading.Thread] = {}
+        self.queue: SimpleQueue[tuple[Process, str, dict[str, Any]]] = SimpleQueue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         try:
-            process.stop()
+            for process in self.running:
+                process.ask_to_stop()
+            for thread in self.running.values():
+                thread.join()
         finally:
-            process.process.kill()
-            if not log.stat().st_size:
-                log.unlink()
+            for process in list(self.running):
+                process.process.kill()
+                self._clear(process)
+
+    def start(self, job: dict[str, Any], log: Path) -> Process:
+        """Start one.
+
+        Args:
+            job: What it is told to do.
+            log: Takes what it prints; removed at its end if that is nothing.
+        Returns:
+            The process.
+        """
+        process = Process(job, log)
+        self.running[process] = threading.Thread(target=self._listen, args=(process,), daemon=True)
+        self.running[process].start()
+        return process
+
+    def next_event(self) -> tuple[Process, str, dict[str, Any]]:
+        """Wait for what any of them tells.
+
+        Returns:
+            The process, the event's name, and what belongs to it. The last event of each is `ended`.
+        """
+        process, event, values = self.queue.get()
+        if event == "ended":
+            self.running[process].join()
+            process.ask_to_stop()
+            self._clear(process)
+        return process, event, values
+
+    def _listen(self, process: Process) -> None:
+        try:
+            for event, values in process.events():
+                self.queue.put((process, event, values))
+        finally:
+            self.queue.put((process, "ended", {}))
+
+    def _clear(self, process: Process) -> None:
+        del self.running[process]
+        process.output.close()
+        if not process.log.stat().st_size:
+            process.log.unlink()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
-import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import mmm_fusion
 from mmm_train.checkpoint import read_json
 from mmm_train.comparison.display import Board, introduce, show
 from mmm_train.comparison.member import RESULT
 from mmm_train.comparison.plan import Member, Plan
-from mmm_train.comparison.processes import started
+from mmm_train.comparison.processes import Process, Processes
 from mmm_train.comparison.report import write_report
 from mmm_train.comparison.summary import Comparison, as_json, summarise
 from mmm_train.config import Config
@@ -35,6 +38,7 @@ def compare(
     folder: str | Path = "runs/compare",
     *,
     seeds: int = 1,
+    jobs: int | None = None,
     plugins: Sequence[str | Path] = (),
     terminal: Terminal | None = None,
 ) -> Comparison:
@@ -49,6 +53,8 @@ def compare(
         config: Settings of every run, its `model.fusion` left aside; by default `compare_config()`.
         folder: Where the results go: new or empty, or a comparison to go on with.
         seeds: Runs of each method; the first has `config.train.seed`, the next that plus 1, and so on.
+        jobs: Runs at once, which share torch's threads out; by default as many as it has threads on a CPU, each with
+            one, and one on a GPU.
         plugins: Python files with fusion methods. They are run, here and in the process of each run.
         terminal: Where to show progress and result; by default standard output.
     Returns:
@@ -63,7 +69,7 @@ def compare(
     for file in files:
         load_plugin(Path(file))
     names = _names(methods)
-    _check(config, seeds)
+    jobs = _check(config, seeds, jobs)
     learn, test = read_sets(config.data)
     plan = Plan.open(Path(folder), config, learn, test)
     wanted = plan.add({name: source(name) for name in names}, range(config.train.seed, config.train.seed + seeds))
@@ -75,9 +81,7 @@ def compare(
         introduce(plan, wanted, terminal)
         try:
             with Board(terminal, len(wanted), todo) as board:
-                for member in todo:
-                    _train(plan, member, config, files, board)
-                    _save(plan)
+                _train(plan, [(member, _job(plan, member, config, files, jobs)) for member in todo], jobs, board)
         except KeyboardInterrupt as stop:
             write_report(_save(plan))
             done = sum(member.status == "done" for member in wanted)
@@ -99,17 +103,19 @@ def _names(methods: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _check(config: Config, seeds: int) -> None:
-    """Raise for what would make every run fail."""
-    if seeds < 1:
-        raise ConfigError(f"seeds must be 1 or more, got {seeds}.")
+def _check(config: Config, seeds: int, jobs: int | None) -> int:
+    """Raise for what would make every run fail; returns the number of runs at once."""
+    for name, number in {"seeds": seeds, "jobs": jobs}.items():
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} must be 1 or more, got {number}.")
     if config.model.fusion_options:
         raise ConfigError(
             f"model.fusion_options must be empty in a comparison, got {config.model.fusion_options}. "
             "Options are those of one method. Leave them out."
         )
     AnswerModel(replace(config.model, fusion=PLAIN), words=2, answers=1)
-    pick_device(config.train.device)
+    device = pick_device(config.train.device)
+    return jobs or (torch.get_num_threads() if device.type == "cpu" else 1)
 
 
 def _check_pictures(sets: Sequence[QuestionSet], terminal: Terminal) -> None:
@@ -118,28 +124,41 @@ def _check_pictures(sets: Sequence[QuestionSet], terminal: Terminal) -> None:
             check_pictures(data, done)
 
 
-def _train(plan: Plan, member: Member, config: Config, plugins: list[str], board: Board) -> None:
-    folder = plan.folder / member.name
-    if member.failure:  # what it failed of may have been mended since
-        shutil.rmtree(folder, ignore_errors=True)
-        member.failure = None
+def _job(plan: Plan, member: Member, config: Config, plugins: list[str], jobs: int) -> dict[str, Any]:
+    """What the process of a run is told to do."""
     own = replace(
         config,
         model=replace(config.model, fusion=member.method),
         train=replace(config.train, seed=member.seed),
     )
-    job = {"folder": str(folder), "settings": own.to_dict(), "plugins": plugins}
-    begin = time.perf_counter()
-    board.begin(member)
-    with started(job, plan.folder / f"{member.name}.log") as process:
-        for event, values in process.events():
-            if event == "failed":
+    threads = max(1, torch.get_num_threads() // jobs)
+    folder = plan.folder / member.name
+    return {"folder": str(folder), "settings": own.to_dict(), "plugins": plugins, "threads": threads}
+
+
+def _train(plan: Plan, todo: Sequence[tuple[Member, dict[str, Any]]], jobs: int, board: Board) -> None:
+    waiting, running = deque(todo), dict[Process, Member]()
+    with Processes() as processes:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                member, job = waiting.popleft()
+                if member.failure:  # what it failed of may have been mended since
+                    shutil.rmtree(plan.folder / member.name, ignore_errors=True)
+                    member.failure = None
+                board.begin(member)
+                running[processes.start(job, plan.folder / f"{member.name}.log")] = member
+            process, event, values = processes.next_event()
+            member = running[process]
+            if event == "step":
+                board.step(member, **values)
+            elif event == "failed":
                 member.failure = values["reason"]
-            elif event == "step":
-                board.step(**values)
-    if member.failure is None:
-        member.measured = read_json(folder / RESULT)
-    board.end(member, time.perf_counter() - begin)
+            elif event == "ended":
+                del running[process]
+                if member.failure is None:
+                    member.measured = read_json(plan.folder / member.name / RESULT)
+                board.end(member)
+                _save(plan)
 
 
 def _save(plan: Plan) -> Comparison:
