@@ -109,6 +109,14 @@ def test_the_cost_of_a_text_does_not_grow_with_the_image():
     assert sizes[0] == sizes[1]
 
 
+def test_what_the_layers_have_read_of_an_image_is_not_kept():
+    made = block("concat")
+    state = made.read_image(torch.randn(2, 3, 16, 24))
+    assert state.memory.prefix.shape == (2, 0, 16)
+    assert state.memory.prefix.untyped_storage().nbytes() == 0
+    assert len(state.layers) == 2
+
+
 def test_state_and_text_must_agree():
     made = block("concat")
     with pytest.raises(mmm_fusion.InputError) as raised:

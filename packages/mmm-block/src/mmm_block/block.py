@@ -31,7 +31,7 @@ class ImageTokens(NamedTuple):
 class ImageState(NamedTuple):
     """Images that were read: `MultiModalMambaBlock.read_image` makes it, and `read_text` goes on from it.
 
-    Its size is that of the fusion method's memory and of one state a layer, however many texts follow.
+    Its size is that of one state a layer, and of what the fusion method needs of an image for each text.
     """
 
     memory: mmm_fusion.ImageMemory
@@ -225,11 +225,13 @@ class MultiModalMambaBlock(nn.Module):
         """
         tokens, grid = image if isinstance(image, ImageTokens) else self.encode(image)
         memory = self.fusion.read(tokens, image_mask=image_mask, image_grid=grid)
-        b, k, _ = memory.prefix.shape
+        b, k, dim = memory.prefix.shape
         if not k:
             return ImageState(memory, ())
         x, bounds = pack(memory.prefix, memory.prefix_mask)
         _, states = self._layers(x, cu_seqlens=bounds)
+        # The layers have read the prefix: no text needs it any more.
+        memory = memory._replace(prefix=x.new_zeros(b, 0, dim), prefix_mask=None)
         return ImageState(memory, tuple(MambaState(conv[:b], ssm[:b]) for conv, ssm in states))
 
     def read_text(

@@ -11,7 +11,7 @@ from mmm_fusion.errors import (
 )
 from mmm_fusion.hookspecs import hookimpl
 from mmm_fusion.image_first import ImageFirst
-from mmm_fusion.inputs import check_arguments, check_image, check_inputs, check_text, joint_mask, prepend
+from mmm_fusion.inputs import check_arguments, check_counts, check_image, check_inputs, check_text, joint_mask, prepend
 from mmm_fusion.interface import CONTRACT, FusionMethod, FusionOutput, ImageMemory
 from mmm_fusion.loading import Failure
 from mmm_fusion.local import load_file, register
@@ -33,6 +33,7 @@ __all__ = [
     "UnknownMethodError",
     "available",
     "check_arguments",
+    "check_counts",
     "check_image",
     "check_inputs",
     "check_text",

@@ -16,7 +16,7 @@ from torch import nn
 
 from mmm_block.padding import past_padding, real_first
 from mmm_core import causal_conv1d, init_ssm, selective_scan
-from mmm_fusion import ArgumentError, ImageFirst, ImageMemory, check_arguments, check_image, check_text
+from mmm_fusion import ImageFirst, ImageMemory, check_arguments, check_counts, check_image, check_text
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -54,15 +54,14 @@ class CrossMamba(ImageFirst):
     ) -> None:
         super().__init__()
         check_arguments(self, dim, image_dim, heads=heads, dropout=dropout)
-        for name, size in {"d_state": d_state, "d_conv": d_conv, "expand": expand}.items():
-            if size < 1:
-                raise ArgumentError(f"fusion method 'cross_mamba': `{name}` must be at least 1, got {size}.")
+        check_counts(self, d_state=d_state, d_conv=d_conv, expand=expand)
         self.dim, self.image_dim = dim, image_dim
         inner = expand * dim
         self.proj = nn.Linear(image_dim, dim)
         self.image_side = Side(dim, inner, d_state, d_conv)
         self.text_side = Side(dim, inner, d_state, d_conv)
         self.D = nn.Parameter(torch.ones(inner))
+        self.D._no_weight_decay = True  # type: ignore[attr-defined]
         self.z_proj = nn.Linear(dim, inner, bias=False)
         self.out_proj = nn.Linear(inner, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
@@ -76,18 +75,17 @@ class CrossMamba(ImageFirst):
     ) -> ImageMemory:
         """Scan the image; its last state and the mean of its C stay for the text. See `FusionMethod.read`."""
         image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
-        real = torch.ones_like(image[..., :1]) if image_mask is None else image_mask[..., None].to(image.dtype)
+        real = torch.ones_like(image[..., 0], dtype=torch.bool) if image_mask is None else image_mask  # (b, p)
         if image_mask is not None:
-            order = real_first(image_mask)[..., None]
-            image, real = image.gather(1, order.expand_as(image)), real.gather(1, order)
-        side = self.image_side
+            order = real_first(image_mask)
+            image, real = image.take_along_dim(order[..., None], 1), real.take_along_dim(order, 1)
+        side, padding = self.image_side, ~real[..., None]
         u, delta, B, C = side(side.norm(self.dropout(self.proj(image)).to(image.dtype)))
-        C = C * real
-        delta = (
-            F.softplus(delta) * real
-        )  # a step of 0 leaves the state as it is: padding comes last, and counts nothing
+        # A step of 0 leaves the state as it is: padding, which comes last, counts nothing.
+        delta = F.softplus(wide(delta) + wide(side.dt_proj.bias)).masked_fill(padding, 0)
         _, state = selective_scan(u, delta, side.A(), B, C, return_final_state=True)
-        mean = C.sum(dim=1) / real.sum(dim=1).clamp(min=1)  # (b, n)
+        count = real.sum(dim=1, keepdim=True).clamp(min=1)  # (b, 1)
+        mean = (wide(C).masked_fill(padding, 0).sum(dim=1) / count).to(C.dtype)  # (b, n)
         return ImageMemory(image.new_zeros(len(image), 0, self.dim), context=(state, mean))
 
     def join(
@@ -100,10 +98,8 @@ class CrossMamba(ImageFirst):
 
         def scan(x: Tensor) -> Tensor:
             u, delta, B, C = side(x)
-            z = self.z_proj(x)
-            y = selective_scan(
-                u, delta, side.A(), B, mean[:, None].expand_as(B), self.D, z, delta_softplus=True
-            )  # (b, l, e)
+            z, bias, other = self.z_proj(x), side.dt_proj.bias, mean[:, None].expand_as(B)
+            y = selective_scan(u, delta, side.A(), B, other, self.D, z, bias, delta_softplus=True)  # (b, l, e)
             return y + C @ state.mT.to(C.dtype) * F.silu(z)  # type: ignore[no-any-return]
 
         y = past_padding(scan, side.norm(text), text_mask)
@@ -124,18 +120,23 @@ class Side(nn.Module):
         self.dt_proj = nn.Linear(rank, inner)
         self.A_log = nn.Parameter(torch.empty(inner, d_state))
         init_ssm(self.A_log, self.dt_proj)
-        for parameter in (self.A_log, self.dt_proj.bias):
+        for parameter in (self.A_log, self.dt_proj.bias):  # an optimiser that looks leaves these undecayed
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
     def A(self) -> Float[Tensor, "e n"]:
         """The transition, below zero."""
-        return -self.A_log.exp()
+        return -wide(self.A_log).exp()
 
     def forward(self, x: Float[Tensor, "b l d"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """u, delta before softplus, B and C, from normed tokens."""
+        """u, delta before its bias and softplus, B and C, from normed tokens."""
         conv = self.conv1d
         u: Tensor = causal_conv1d(  # type: ignore[assignment]  # a tensor alone, where no state is asked for
             self.in_proj(x), conv.weight.squeeze(1), conv.bias, activation="silu"
         )
         dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
-        return u, self.dt_proj(dt), B, C
+        return u, F.linear(dt, self.dt_proj.weight), B, C
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32, or wider where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

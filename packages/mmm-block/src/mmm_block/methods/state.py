@@ -12,7 +12,7 @@ from torch import nn
 
 from mmm_block.padding import pack, past_padding
 from mmm_core import Mamba, MambaState
-from mmm_fusion import ImageFirst, ImageMemory, check_arguments, check_image, check_text
+from mmm_fusion import ImageFirst, ImageMemory, check_arguments, check_counts, check_image, check_text
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -50,6 +50,7 @@ class State(ImageFirst):
     ) -> None:
         super().__init__()
         check_arguments(self, dim, image_dim, heads=heads, dropout=dropout)
+        check_counts(self, d_state=d_state, d_conv=d_conv, expand=expand)
         self.dim, self.image_dim = dim, image_dim
         self.proj = nn.Linear(image_dim, dim)
         self.norm_image = nn.RMSNorm(dim, eps=1e-5)
