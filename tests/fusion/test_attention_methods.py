@@ -310,5 +310,5 @@ def test_ratio_must_leave_a_width(name: str, value: object) -> None:
     with pytest.raises(ArgumentError) as caught:
         CLASSES[name](12, 10, heads=3, dropout=0.0, ratio=value)
     assert str(caught.value) == (
-        f"fusion method '{name}': `ratio` must be a number with ratio * dim at least 1, got {value!r}."
+        f"fusion method '{name}': `ratio` must be a number with ratio * dim from 1 to below 2**31, got {value!r}."
     )

@@ -97,17 +97,42 @@ BAD_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "grid of another size": (
         {"image_grid": (3, 5)},
-        "`image_grid` must be (h, w) with h * w = 12, the number of image tokens, got (3, 5). "
+        "`image_grid` must be ints (h, w) with h * w = 12, the number of image tokens, got (3, 5). "
         "Leave class and register tokens out of `image`, or pass no grid.",
     ),
     "negative grid": (
         {"image_grid": (-3, -4)},
-        "`image_grid` must be (h, w) with h * w = 12, the number of image tokens, got (-3, -4). "
+        "`image_grid` must be ints (h, w) with h * w = 12, the number of image tokens, got (-3, -4). "
         "Leave class and register tokens out of `image`, or pass no grid.",
     ),
     "grid of three": (
         {"image_grid": (3, 2, 2)},
-        "`image_grid` must be (h, w) with h * w = 12, the number of image tokens, got (3, 2, 2). "
+        "`image_grid` must be ints (h, w) with h * w = 12, the number of image tokens, got (3, 2, 2). "
+        "Leave class and register tokens out of `image`, or pass no grid.",
+    ),
+    "grid of floats": (
+        {"image_grid": (3.0, 4.0)},
+        "`image_grid` must be ints (h, w) with h * w = 12, the number of image tokens, got (3.0, 4.0). "
+        "Leave class and register tokens out of `image`, or pass no grid.",
+    ),
+    "grid of a bool": (
+        {"image_grid": (True, 12)},
+        "`image_grid` must be ints (h, w) with h * w = 12, the number of image tokens, got (True, 12). "
+        "Leave class and register tokens out of `image`, or pass no grid.",
+    ),
+    "grid of one number": (
+        {"image_grid": 12},
+        "`image_grid` must be ints (h, w) with h * w = 12, the number of image tokens, got 12. "
+        "Leave class and register tokens out of `image`, or pass no grid.",
+    ),
+    "grid as text": (
+        {"image_grid": "34"},
+        "`image_grid` must be ints (h, w) with h * w = 12, the number of image tokens, got '34'. "
+        "Leave class and register tokens out of `image`, or pass no grid.",
+    ),
+    "grid as a tensor": (
+        {"image_grid": torch.tensor([3, 4])},
+        "`image_grid` must be ints (h, w) with h * w = 12, the number of image tokens, got tensor([3, 4]). "
         "Leave class and register tokens out of `image`, or pass no grid.",
     ),
     "image mask without an image": (
@@ -126,6 +151,27 @@ def test_wrong_inputs(case: str, method: FusionMethod) -> None:
     changed, text = BAD_INPUTS[case]
     with pytest.raises(InputError, match=exactly(f"fusion method '{method.name}': {text}")):
         method(**inputs(**changed))
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # a norm of half precision input is slower, torch says once
+@pytest.mark.parametrize("text_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("image_dtype", [torch.bfloat16, torch.float32])
+def test_tokens_have_the_dtype_of_the_text_under_autocast(method, text_dtype, image_dtype) -> None:
+    given = inputs()
+    text, image = given["text"].to(text_dtype), given["image"].to(image_dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert method(text, image, image_grid=(3, 4)).tokens.dtype == text_dtype
+
+
+def test_a_large_channel_in_half_precision(method: FusionMethod) -> None:
+    """The sum of the channel over the image tokens, 576 * 120, is more than float16 holds."""
+    for parameter in method.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    text, image = torch.randn(2, 5, 8), torch.randn(2, 576, 6)
+    image[..., 3] = 120
+    expected = method(text, image, image_grid=(24, 24)).tokens
+    got = method.half()(text.half(), image.half(), image_grid=(24, 24)).tokens.float()
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02 * expected.abs().max().item())
 
 
 def test_right_inputs(method: FusionMethod) -> None:
@@ -195,9 +241,12 @@ def test_wrong_arguments(case: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("method", [MLP, VisualExpert])
-@pytest.mark.parametrize("ratio", [0, -1.0, 0.1, float("nan"), float("inf"), "4", True, None])
+@pytest.mark.parametrize(
+    "ratio", [0, -1.0, 0.1, float("nan"), float("inf"), pytest.param(10**400, id="huge"), "4", True, None]
+)
 def test_wrong_ratio(method: type[FusionMethod], ratio: object) -> None:
-    text = f"fusion method '{method.name}': `ratio` must be a number with ratio * dim at least 1, got {ratio!r}."
+    what = f"`ratio` must be a number with ratio * dim from 1 to below 2**31, got {ratio!r}."
+    text = f"fusion method '{method.name}': {what}"
     with pytest.raises(ArgumentError, match=exactly(text)):
         method(8, 6, heads=2, dropout=0.0, ratio=ratio)
 

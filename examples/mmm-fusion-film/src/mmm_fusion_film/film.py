@@ -52,7 +52,8 @@ class Film(ImageFirst):
         image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
         real = image.new_ones(image.shape[:2]) if image_mask is None else image_mask.to(image.dtype)  # (b, p)
         count = real.sum(dim=1, keepdim=True)  # (b, 1)
-        mean = image.sum(dim=1) / count.clamp(min=1)  # (b, image_dim); padding is zero already
+        # Padding is zero already. Divided before it is summed: the sum may be too large for float16.
+        mean = (image / count.clamp(min=1)[..., None]).sum(dim=1)  # (b, image_dim)
         gamma_beta = self.to_gamma_beta(self.dropout(mean)) * (count > 0)  # nothing where there is no image
         gamma, beta = gamma_beta[:, None].chunk(2, dim=2)  # each (b, 1, dim)
         return ImageMemory(gamma[:, :0], context=(gamma, beta))

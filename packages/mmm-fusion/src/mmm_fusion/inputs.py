@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -164,11 +165,11 @@ def prepend(
         text_mask: `(b, l)`, or None where all are real.
         image_mask: `(b, p)`, or None where all are real.
     Returns:
-        Tokens `(b, p + l, dim)`.
+        Tokens `(b, p + l, dim)`, in the dtype of `text`.
     """
     p, l = image.shape[1], text.shape[1]
     mask = joint_mask(text, p, text_mask=text_mask, image_mask=image_mask)
-    return FusionOutput(torch.cat([image, text], dim=1), slice(p, p + l), mask)
+    return FusionOutput(torch.cat([image.to(text.dtype), text], dim=1), slice(p, p + l), mask)
 
 
 def joint_mask(
@@ -232,11 +233,17 @@ def _check_mask(where: str, name: str, mask: Tensor, device: torch.device, **axe
 
 
 def _check_grid(where: str, grid: tuple[int, int], p: int) -> None:
-    if len(grid) != 2 or min(grid) < 1 or grid[0] * grid[1] != p:
+    pair = isinstance(grid, Sequence) and len(grid) == 2 and all(map(_is_size, grid))
+    if not pair or min(grid) < 1 or grid[0] * grid[1] != p:
         raise InputError(
-            f"{where}: `image_grid` must be (h, w) with h * w = {p}, the number of image tokens, got {grid}. "
+            f"{where}: `image_grid` must be ints (h, w) with h * w = {p}, the number of image tokens, got {grid!r}. "
             "Leave class and register tokens out of `image`, or pass no grid."
         )
+
+
+def _is_size(value: object) -> bool:
+    """An int, or what stands for one while a graph is traced."""
+    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
 
 
 def _kind(tensor: Tensor) -> str:

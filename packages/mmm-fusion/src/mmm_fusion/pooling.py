@@ -26,4 +26,6 @@ def mean_token(image: Float[Tensor, "b p d"], image_mask: Bool[Tensor, "b p"] | 
     Returns:
         `(b, d)`; zeros in a row without real image tokens.
     """
-    return image.sum(dim=1) / count_real(image, image_mask).clamp(min=1)
+    dtype = torch.promote_types(image.dtype, torch.float32)  # the sum may be too large for float16, the mean is not
+    mean = image.sum(dim=1, dtype=dtype) / count_real(image, image_mask).clamp(min=1)
+    return mean.to(image.dtype)

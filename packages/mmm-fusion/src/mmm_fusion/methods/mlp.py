@@ -35,8 +35,9 @@ class MLP(Add):
 
 def hidden_width(method: FusionMethod, dim: int, ratio: float) -> int:
     """`ratio * dim`, or an error that names the option."""
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 1 <= ratio * dim < float("inf"):
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 1 <= ratio * dim < 2**31:
         raise ArgumentError(
-            f"fusion method '{method.name}': `ratio` must be a number with ratio * dim at least 1, got {ratio!r}."
+            f"fusion method '{method.name}': `ratio` must be a number with ratio * dim from 1 to below 2**31, "
+            f"got {ratio!r}."
         )
     return int(ratio * dim)

@@ -1,7 +1,8 @@
 """`mobilevlm`: a quarter as many image tokens, made by light convolutions, stand before the text.
 
-Chu et al., MobileVLM: A Fast, Strong and Open Vision Language Assistant for Mobile Devices, arXiv:2312.16886 §3.3: the
-lightweight downsample projector (LDP).
+Chu et al., MobileVLM: A Fast, Strong and Open Vision Language Assistant for Mobile Devices, arXiv:2312.16886: the
+lightweight downsample projector (LDP), by the paper's equations. Its released code has hard swish and
+squeeze-and-excitation in the blocks besides.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class MobileVLM(GridProjector):
         heads: Not used.
         dropout: On the image tokens that stand before the text.
     Source:
-        arXiv:2312.16886 §3.3.
+        arXiv:2312.16886, its equations; the released code has more in the blocks.
     """
 
     name = "mobilevlm"
