@@ -182,8 +182,8 @@ def test_dropout_leaves_text_alone_as_it_is(name: str) -> None:
 def test_a_grid_of_another_size(name: str) -> None:
     text, image = inputs(5, 12)
     message = (
-        f"fusion method '{name}': `image_grid` must be ints (h, w) with h * w = 12, the number of image tokens, got (3, 5). "
-        "Leave class and register tokens out of `image`, or pass no grid."
+        f"fusion method '{name}': `image_grid` must be ints (h, w) with h * w = 12, the number of image tokens, "
+        "got (3, 5). Leave class and register tokens out of `image`, or pass no grid."
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         made(name)(text, image, image_grid=(3, 5))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 from mmm_fusion import load_file, register
+from mmm_fusion.__main__ import main
 from mmm_fusion.builtin import mmm_fusion_methods
 from mmm_fusion.listing import print_listing, summary
 from mmm_fusion.methods import Add
@@ -97,6 +101,48 @@ def test_json(site) -> None:
             "place": None,
         }
     ]
+
+
+class Mute:
+    def __repr__(self) -> str:
+        raise OSError
+
+
+MUTE, TABLE = Mute(), {(1, 2): 3}
+
+
+class Odd(Add):
+    name = "odd"
+
+    def __init__(self, dim, image_dim, *, heads, dropout, table=TABLE, top=math.inf, mute=MUTE, sizes=(1,)):
+        super().__init__(dim, image_dim, heads=heads, dropout=dropout)
+
+
+def test_defaults_that_json_does_not_have(site, capsys) -> None:
+    register(Odd)
+    assert print_listing(as_json=True) == 0
+    last = json.loads(capsys.readouterr().out, parse_constant=lambda constant: pytest.fail(constant))["methods"][-1]
+    assert last["options"] == {"table": "{(1, 2): 3}", "top": "inf", "mute": "<Mute>", "sizes": [1]}
+
+
+def test_a_method_without_a_docstring_has_no_summary(site, capsys) -> None:
+    register(Odd)
+    assert print_listing() == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"  odd              {__name__} (registered in this process), Odd"
+
+
+def test_a_failure_is_one_line(site, capsys) -> None:
+    site.install("broken-fusion", "0.3", "raise ValueError('one\\n\\ntwo')")
+    assert print_listing() == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "      ValueError: one two"
+
+
+def test_json_is_for_the_listing(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--json", "check", "mlp"])
+    assert caught.value.code == 2
+    assert "--json is for the listing, and does not go with check" in capsys.readouterr().err
 
 
 def test_what_is_registered_in_this_process(site, monkeypatch, capsys) -> None:

@@ -83,7 +83,8 @@ def test_the_hook_says_what_a_file_offers() -> None:
 
 
 def test_without_a_hook_a_file_offers_what_it_defines() -> None:
-    source = f"{FILE}\nclass Base(FusionMethod):\n    pass\n\nclass Other(Add):\n    name = 'other'\n\nSame = Other\n"
+    bases = "class Base(FusionMethod):\n    pass\n\nclass Shared(Add):\n    pass\n"
+    source = f"{FILE}\n{bases}\nclass Other(Shared):\n    name = 'other'\n\nSame = Other\n"
     assert [method.name for method in load_file(write(source))] == ["gate", "other"]
 
 
@@ -127,21 +128,35 @@ BROKEN = {
     "import error": (
         "import nowhere_at_all",
         "does not load (ModuleNotFoundError: No module named 'nowhere_at_all'). "
-        "Repair it: `python ./my_fusion.py` shows where.",
+        "Repair it: `python './folder/my fusion.py'` shows where.",
+    ),
+    "import of a file beside it": (
+        "import helper",
+        "does not load (ModuleNotFoundError: No module named 'helper'). A file is loaded alone, without the 'helper' "
+        "beside it: make one file or a package of them, or put their folder on PYTHONPATH.",
     ),
     "syntax error": (
         "def (:",
-        "does not load (SyntaxError: invalid syntax (my_fusion.py, line 1)). "
-        "Repair it: `python ./my_fusion.py` shows where.",
+        "does not load (SyntaxError: invalid syntax (my fusion.py, line 1)). "
+        "Repair it: `python './folder/my fusion.py'` shows where.",
     ),
-    "exit": ("raise SystemExit(3)", "does not load (SystemExit: 3). Repair it: `python ./my_fusion.py` shows where."),
+    "exit": (
+        "raise SystemExit(3)",
+        "does not load (SystemExit: 3). Repair it: `python './folder/my fusion.py'` shows where.",
+    ),
     "hook that raises": (
         FILE + HOOK.replace("return [Gate]", "1 / 0"),
-        "does not load (ZeroDivisionError: division by zero). Repair it: `python ./my_fusion.py` shows where.",
+        "does not load (ZeroDivisionError: division by zero). Repair it: `python './folder/my fusion.py'` shows where.",
     ),
     "nothing": (
         "from mmm_fusion.methods import Add",
-        "must define a subclass of FusionMethod with a `name`, got none. Repair the file, and load it again.",
+        "must define a subclass of FusionMethod with a `name` of its own, got none. "
+        "Repair the file, and load it again.",
+    ),
+    "no name": (
+        FILE.replace('name = "gate"', ""),
+        "must define a subclass of FusionMethod with a `name` of its own, got Gate. "
+        "Repair the file, and load it again.",
     ),
     "hook without its mark": (
         FILE + HOOK.replace("@hookimpl", ""),
@@ -169,12 +184,13 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_file_is_an_error_that_names_it(case: str) -> None:
     source, text = BROKEN[case]
-    load_file(write(FILE))
+    write("SIZE = 1", "folder/helper.py")
+    load_file(write(FILE, "folder/my fusion.py"))
     before, modules = available(), set(sys.modules)
     with pytest.raises(PluginError) as caught:
-        load_file(write(source))
-    seen = re.sub(r"_mmm_fusion_file_my_fusion_\w{8}", "<module>", str(caught.value))
-    assert seen.startswith(f"./my_fusion.py: {text}")
+        load_file(write(source, "folder/my fusion.py"))
+    seen = re.sub(r"_mmm_fusion_file_my fusion_\w{8}", "<module>", str(caught.value))
+    assert seen.startswith(f"./folder/my fusion.py: {text}")
     assert available() == before
     assert set(sys.modules) == modules
     assert pickle.loads(pickle.dumps(before[-1])) is before[-1]
@@ -197,7 +213,7 @@ def test_the_name_of_a_built_in_is_taken() -> None:
     with pytest.raises(DuplicateMethodError) as caught:
         load_file(write(FILE.replace('"gate"', '"mlp"')))
     assert str(caught.value) == (
-        f"./my_fusion.py (registered in this process): fusion method 'mlp' is offered by {OWN} already. "
+        f"./my_fusion.py (registered in this process), Gate: fusion method 'mlp' is offered by {OWN} already. "
         "Give this one another name."
     )
     assert local() == []
@@ -221,7 +237,7 @@ def test_the_name_of_another_file_is_taken_and_nothing_is_registered() -> None:
     with pytest.raises(DuplicateMethodError) as caught:
         load_file(write(FILE + "\nclass Fine(Add):\n    name = 'fine'\n", "other.py"))
     assert str(caught.value) == (
-        "./other.py (registered in this process): fusion method 'gate' is offered by "
+        "./other.py (registered in this process), Gate: fusion method 'gate' is offered by "
         "./my_fusion.py (registered in this process) already. Give this one another name."
     )
     assert available()[-1] is first
@@ -241,8 +257,14 @@ def test_a_class_is_registered_and_replaced_when_its_cell_runs_again() -> None:
     assert available()[-1] is again
     assert type(create("gate", 8, 6, heads=2, dropout=0.0)) is again
     assert str(plugins.registry().methods["gate"].source) == "__main__ (registered in this process)"
-    register(cell("window"))  # the class of before under another name
-    assert local() == ["door", "window"]
+
+
+def test_a_factory_makes_many_methods() -> None:
+    """Their classes have one qualified name, and differ in `name`."""
+    register(cell("gate", "made.<locals>.Made"), cell("door", "made.<locals>.Made"))
+    register(cell("window", "made.<locals>.Made"))
+    register(cell("gate", "made.<locals>.Made"))
+    assert local() == ["door", "gate", "window"]
 
 
 def test_two_classes_of_one_name() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -109,6 +111,18 @@ def test_plugins_are_loaded_once(site) -> None:
     assert available() == first
 
 
+def test_threads_at_first_use_get_the_same_classes(site) -> None:
+    site.install("acme-fusion", "0.2", plugin("acme", "made"))
+    before, together = sys.getswitchinterval(), threading.Barrier(4)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = [pool.submit(lambda: (together.wait(), available()[-1])[1]) for _ in range(4)]
+            assert {each.result() for each in found} == {available()[-1]}
+    finally:
+        sys.setswitchinterval(before)
+
+
 OWN = f"mmm-fusion {version('mmm-fusion')}"
 NAME = "`name` must be lower case letters, digits and _, beginning with a letter"
 CONSTRUCTOR = "the signature must be (dim, image_dim, *, heads, dropout, **options with defaults)"
@@ -139,6 +153,15 @@ BROKEN = {
     ),
     "hook that raises": (hook("raise RuntimeError('no GPU')"), "RuntimeError: no GPU"),
     "generator that raises": (hook("yield from (); raise OSError('disk')"), "OSError: disk"),
+    "hook that asks the registry": (
+        "import mmm_fusion\n" + plugin("broken").replace("return [", "mmm_fusion.available(); return ["),
+        "PluginError: available, create, register and the like cannot be called while plug-ins load. "
+        "Call them in functions that run later.",
+    ),
+    "module that registers its method": (
+        "import mmm_fusion\n" + plugin("broken") + "mmm_fusion.register(Method)",
+        "PluginError: available, create, register and the like cannot be called while plug-ins load. ",
+    ),
     "hook that returns a class": (
         plugin("broken").replace("return [Method, ", "return Method; ["),
         "PluginError: mmm_fusion_methods must return an iterable of classes, got <class 'broken_fusion.Method'>.",
@@ -447,6 +470,11 @@ def test_unknown_method(site) -> None:
     assert str(caught.value) == (
         "fusion method 'conct' is not registered. Did you mean 'concat'? See `python -m mmm_fusion`."
     )
+
+
+def test_a_name_that_is_no_text(site) -> None:
+    with pytest.raises(UnknownMethodError, match=r"^fusion method \['concat'\] is not registered\. Did you mean"):
+        create(["concat"], 8, 6, heads=2, dropout=0.0)
 
 
 def test_unknown_method_far_from_any(site) -> None:

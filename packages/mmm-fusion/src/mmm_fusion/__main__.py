@@ -17,7 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    given = parser().parse_args(arguments)
+    words = parser()
+    given = words.parse_args(arguments)
+    if given.json and given.command:
+        words.error(f"--json is for the listing, and does not go with {given.command}")
     if given.command is None:
         return print_listing(as_json=given.json)
     from mmm_fusion.check import check  # the kit is not needed for a listing
@@ -41,7 +44,11 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("name", help="the name of a registered method, or a Python file: ./my_fusion.py")
     check.add_argument(
-        "--options", nargs="+", default=[], metavar="OPTION", help="the method's own: key=value ..., or a JSON object"
+        "--options",
+        nargs="+",
+        default=[],
+        metavar="OPTION",
+        help="the method's own, after its name: key=value ..., or a JSON object",
     )
     return main
 

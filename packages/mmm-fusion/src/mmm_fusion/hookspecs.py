@@ -21,7 +21,7 @@ def mmm_fusion_methods() -> Iterable[type[FusionMethod]]:  # type: ignore[empty-
     """Offer fusion methods.
 
     Called once, on the first use of the registry. Keep imports that are slow out of the module that implements
-    it: every installed plug-in is imported then.
+    it: every installed plug-in is imported then. The registry cannot be asked meanwhile.
 
     Returns:
         The classes, in any order. Each keeps the contract: see `FusionMethod`.

@@ -30,12 +30,12 @@ def print_listing(*, as_json: bool = False) -> int:
     except PluginError as error:  # strict mode
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps(described(known), indent=2, default=repr) if as_json else as_text(known))
+    print(json.dumps(described(known), indent=2) if as_json else as_text(known))
     return 1 if known.failures else 0
 
 
 def described(known: Registry) -> dict[str, Any]:
-    """The registry in values that JSON has, but for defaults of options that it has not."""
+    """The registry in values that JSON has."""
     return {
         "contract": CONTRACT,
         "methods": [
@@ -43,7 +43,7 @@ def described(known: Registry) -> dict[str, Any]:
                 "name": name,
                 "summary": summary(entry.method),
                 "class": f"{entry.method.__module__}.{entry.method.__qualname__}",
-                "options": defaults_of(entry.method),
+                "options": {option: in_json(default) for option, default in defaults_of(entry.method).items()},
                 **origin(entry.source),
             }
             for name, entry in known.methods.items()
@@ -71,8 +71,17 @@ def as_text(known: Registry) -> str:
 
 
 def summary(method: type[FusionMethod]) -> str:
-    """The first line of a method's own docstring."""
-    return (inspect.getdoc(method) or "").partition("\n")[0]
+    """The first line of a method's own docstring; not that of a class it derives from."""
+    text = vars(method).get("__doc__")
+    return inspect.cleandoc(text).partition("\n")[0] if isinstance(text, str) else ""
+
+
+def in_json(default: object) -> object:
+    """A stranger's default as it is, where JSON has such a value, or else as text."""
+    for form in (lambda: default, lambda: repr(default)):
+        with contextlib.suppress(Exception):
+            return json.loads(json.dumps(form(), allow_nan=False))
+    return f"<{type(default).__name__}>"
 
 
 def _method(name: str, entry: Registered) -> str:

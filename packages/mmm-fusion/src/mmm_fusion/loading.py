@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,6 +25,9 @@ T = TypeVar("T")
 MOST = 1000
 """Methods of one plug-in; a hook that yields more has no end."""
 
+_lock = threading.RLock()
+_loading = threading.Event()
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -41,7 +45,7 @@ class Failure:
     error: BaseException
 
     def __str__(self) -> str:
-        return f"{self.source} ({type(self.error).__name__}: {' '.join(text_of(self.error).split())})"
+        return f"{self.source} ({type(self.error).__name__}: {text_of(self.error)})"
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,25 @@ class Registry:
     methods: dict[str, Registered]
     contested: dict[str, str]
     failures: tuple[Failure, ...]
+
+
+def loaded() -> Registry:
+    """What is installed. The first thread to ask loads it, and others wait for that.
+
+    Raises:
+        PluginError: A plug-in asks while it is loaded; or, under `MMM_FUSION_STRICT=1`, one does not load.
+    """
+    with _lock:
+        if _loading.is_set():
+            raise PluginError(
+                "available, create, register and the like cannot be called while plug-ins load. "
+                "Call them in functions that run later."
+            )
+        _loading.set()
+        try:
+            return installed()
+        finally:
+            _loading.clear()
 
 
 @functools.cache
@@ -183,8 +206,8 @@ def listed(failed: Iterable[Failure]) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """What an exception says; a stranger's may fail to."""
+    """What an exception says, in one line; a stranger's may fail to."""
     try:
-        return str(error)
+        return " ".join(str(error).split())
     except Exception as another:
         return f"its text cannot be had, for {type(another).__name__}"

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
@@ -17,7 +18,7 @@ from mmm_fusion.discovery import Source
 from mmm_fusion.errors import DuplicateMethodError, PluginError
 from mmm_fusion.hookspecs import mmm_fusion_methods
 from mmm_fusion.interface import FusionMethod
-from mmm_fusion.loading import Registered, installed, methods_of, text_of
+from mmm_fusion.loading import Registered, loaded, methods_of, text_of
 from mmm_fusion.rules import check_method
 
 _here: dict[str, tuple[str, Registered]] = {}
@@ -27,8 +28,8 @@ _here: dict[str, tuple[str, Registered]] = {}
 def register(*methods: type[FusionMethod]) -> None:
     """Register methods by their names, for this process.
 
-    For classes made in a notebook or a script. A cell that is run again replaces its class: that of the same module and
-    qualified name.
+    For classes made in a notebook or a script. A cell that is run again replaces its class: that of the same module,
+    qualified name and `name`.
 
     Args:
         methods: The classes.
@@ -40,7 +41,7 @@ def register(*methods: type[FusionMethod]) -> None:
         check_method(method)
     _enter(
         [
-            (f"{each.__module__}.{each.__qualname__}", Registered(each, Source(place=each.__module__)))
+            (f"{each.__module__}.{each.__qualname__}:{each.name}", Registered(each, Source(place=each.__module__)))
             for each in methods
         ]
     )
@@ -50,8 +51,8 @@ def load_file(path: str | os.PathLike[str]) -> tuple[type[FusionMethod], ...]:
     """Load a fusion method from one file, without a package, and register it for this process.
 
     The methods are those that the hook `mmm_fusion_methods` of the file offers; where it has no hook, the subclasses of
-    `FusionMethod` that it defines, except nameless abstract ones. The same file loaded again replaces what it gave
-    before.
+    `FusionMethod` that it defines with a `name` of their own. The same file loaded again replaces what it gave before;
+    a model of the class before works on, but can be pickled no more.
 
     Args:
         path: A Python file. What is beside it cannot be imported from it.
@@ -75,8 +76,8 @@ def load_file(path: str | os.PathLike[str]) -> tuple[type[FusionMethod], ...]:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a stranger's code may raise anything, even SystemExit
-            cause = f"{type(error).__name__}: {' '.join(text_of(error).split())}"
-            raise PluginError(f"{given}: does not load ({cause}). Repair it: `python {given}` shows where.") from error
+            cause = f"{type(error).__name__}: {text_of(error)}"
+            raise PluginError(f"{given}: does not load ({cause}). {_remedy(error, given, file)}") from error
         _enter([(str(file), Registered(each, Source(place=given))) for each in methods])
     return tuple(methods)
 
@@ -88,17 +89,30 @@ def registered_here() -> list[Registered]:
 
 def _enter(offers: list[tuple[str, Registered]]) -> None:
     """Register all of the offers, or none, in place of what the same files or classes gave before."""
-    known, replaced = installed(), {key for key, _ in offers}
+    known, replaced = loaded(), {key for key, _ in offers}
     entered = {name: entry for name, entry in _here.items() if entry[0] not in replaced}
     for key, offer in offers:
         name = offer.method.name
         other = known.methods.get(name) or (entered[name][1] if name in entered else None)
         if other or name in known.contested:
             taken = f"fusion method '{name}' is offered by {other.source} already." if other else known.contested[name]
-            raise DuplicateMethodError(f"{offer.source}: {taken} Give this one another name.")
+            raise DuplicateMethodError(
+                f"{offer.source}, {offer.method.__qualname__}: {taken} Give this one another name."
+            )
         entered[name] = (key, offer)
     _here.clear()
     _here.update(entered)
+
+
+def _remedy(error: BaseException, given: str, file: Path) -> str:
+    """What to do about a file that does not run."""
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing and ((file.parent / missing).is_dir() or (file.parent / f"{missing}.py").is_file()):
+        return (
+            f"A file is loaded alone, without the '{missing}' beside it: make one file or a package of them, "
+            "or put their folder on PYTHONPATH."
+        )
+    return f"Repair it: `python {shlex.quote(given)}` shows where."
 
 
 @contextlib.contextmanager
@@ -129,9 +143,10 @@ def _methods_in(module: ModuleType) -> list[type[FusionMethod]]:
         return methods_of(module)
     classes = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, FusionMethod)]
     own = [each for each in dict.fromkeys(classes) if each.__module__ == module.__name__]
-    methods = [each for each in own if hasattr(each, "name") or not inspect.isabstract(each)]
+    methods = [each for each in own if "name" in vars(each)]  # a base of others has none, or inherits it
     if not methods:
-        raise PluginError("must define a subclass of FusionMethod with a `name`, got none.")
+        got = ", ".join(each.__qualname__ for each in own) or "none"
+        raise PluginError(f"must define a subclass of FusionMethod with a `name` of its own, got {got}.")
     for method in methods:
         check_method(method)
     return methods

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmm_fusion.errors import DuplicateMethodError, UnknownMethodError, nearest
 from mmm_fusion.interface import FusionMethod
-from mmm_fusion.loading import Failure, Registered, Registry, in_listing_order, installed, listed
+from mmm_fusion.loading import Failure, Registered, Registry, in_listing_order, listed, loaded
 from mmm_fusion.local import registered_here
 from mmm_fusion.options import check_options
 
@@ -24,6 +24,8 @@ def available() -> tuple[type[FusionMethod], ...]:
 
 def failures() -> tuple[Failure, ...]:
     """The plug-ins that were kept out, each with its distribution and exception.
+
+    A distribution whose entry points cannot be read is among them: it may have a plug-in.
 
     Returns:
         The records, in the order of loading.
@@ -60,6 +62,8 @@ def create(name: str, dim: int, image_dim: int, *, heads: int, dropout: float, *
 def find(name: str) -> Registered:
     """The method of a name, with where it comes from; raises as `create` does."""
     known = registry()
+    if not isinstance(name, str):
+        raise UnknownMethodError(_unknown(name, known))
     if name in known.contested and name not in known.methods:
         raise DuplicateMethodError(known.contested[name])
     if name not in known.methods:
@@ -69,13 +73,13 @@ def find(name: str) -> Registered:
 
 def registry() -> Registry:
     """What is installed, loaded on the first call, and what was registered in this process since."""
-    known, here = installed(), registered_here()
+    known, here = loaded(), registered_here()
     if not here:
         return known
     return Registry(in_listing_order([*known.methods.values(), *here]), known.contested, known.failures)
 
 
-def _unknown(name: str, known: Registry) -> str:
-    close = nearest(name, known.methods) or f" Registered: {', '.join(known.methods)}."
+def _unknown(name: object, known: Registry) -> str:
+    close = nearest(str(name), known.methods) or f" Registered: {', '.join(known.methods)}."
     failed = f" {listed(known.failures)}" if known.failures else ""
-    return f"fusion method '{name}' is not registered.{close}{failed} See `python -m mmm_fusion`."
+    return f"fusion method {name!r} is not registered.{close}{failed} See `python -m mmm_fusion`."
