@@ -1,5 +1,6 @@
 """`mmm compare`: methods trained side by side, of which some fail, stop, go on and are reported."""
 
+import hashlib
 import io
 import json
 import re
@@ -29,6 +30,7 @@ from mmm_train.comparison.processes import Processes
 from mmm_train.comparison.report import draw, write_report
 from mmm_train.comparison.summary import Spread, as_json, summarise
 from mmm_train.evaluate import score
+from mmm_train.methods import source
 
 PLUGIN = '''
 import mmm_fusion
@@ -53,7 +55,7 @@ TINY = {"dim": 16, "depth": 1, "d_state": 4, "heads": 2, "image_size": 16}
 TINY |= {"encoder_dim": 16, "encoder_depth": 1, "encoder_heads": 2}
 FLAGS = [f"--model.{name}={size}" for name, size in TINY.items()]
 FLAGS += ["--data.train=pictures", "--data.test=test", "--epochs=2", "--train.batch=4", "--train.device=cpu"]
-KILLED = "ended by SIGKILL. The system may have run out of memory: lower train.batch."
+KILLED = "ended by SIGKILL. The system may have run out of memory: lower --jobs, or train.batch with another --out."
 HEADS = "settings under model: fusion method 'mlp': `heads` must divide dim = 16, got 3. Choose one of 1, 2, 4, 8, 16."
 OPTIONS = (
     "model.fusion_options must be empty in a comparison, got {'pool': 'max'}. "
@@ -114,7 +116,7 @@ def at(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def config(place: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """What FLAGS say."""
     monkeypatch.chdir(place)
-    data, train = {"train": "pictures", "test": "test"}, {"epochs": 2, "batch": 4, "device": "cpu"}
+    data, train = {"train": "pictures", "test": "test"}, {"epochs": 2, "batch": 4, "evaluate": 2, "device": "cpu"}
     return Config.from_dict({"data": data, "model": TINY, "train": train})
 
 
@@ -132,7 +134,7 @@ def result(folder: str = "out") -> dict[str, object]:
 
 def test_compare_json(at: Path, config: Config) -> None:
     found = result()
-    assert list(found) == ["version", "settings", "data", "packages", "question_only", "summary", "runs"]
+    assert list(found) == ["version", "settings", "data", "packages", "question_only", "summary", "not_loaded", "runs"]
     assert found["settings"]["train"]["epochs"] == 2
     assert "fusion" not in found["settings"]["model"]
     assert "seed" not in found["settings"]["train"]
@@ -150,14 +152,14 @@ def test_compare_json(at: Path, config: Config) -> None:
     assert (add["folder"], add["failure"]) == ("add-seed1", None)
     assert add["measured"].keys() == {"accuracy", *MEASURED}
     assert add["measured"]["machine"].keys() == {"cpu", "threads", "device"}
-    last = json.loads((at / "out" / "add-seed1" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert add["measured"]["accuracy"] == last["test"]
+    lines = [json.loads(line) for line in (at / "out" / "add-seed1" / "metrics.jsonl").read_text().splitlines()]
+    assert [add["measured"]["accuracy"]] == [line["test"] for line in lines if "test" in line]
     # Three words and the mark of the question make 4 tokens, and add leaves no token of the image.
     assert (add["measured"]["tokens"], add["measured"]["tokens_once"]) == (4.5, 0)
     assert 2**26 < add["measured"]["peak_memory"] < 2**33
     assert all(add["measured"][name] > 0 for name in ("images_per_second", "ms_per_answer", "ms_single"))
     failed = runs["moody", 0]
-    assert failed["source"] == {"place": "moody.py"}
+    assert failed["source"] == {"place": "moody.py", "sha256": hashlib.sha256(PLUGIN.encode()).hexdigest()}
     assert (failed["failure"], failed["measured"]) == ("RuntimeError: no <b>luck</b> today", None)
 
 
@@ -219,7 +221,7 @@ def test_what_is_done_stays_and_is_shown_again(at: Path, no_process: None, capsy
     ("flags", "message"),
     [
         (["--train.lr=0.5"], "train.lr was 0.0003, is 0.5."),
-        (["--epochs=3", "--model.dim=32"], "model.dim was 16, is 32; train.epochs was 2, is 3."),
+        (["--epochs=3", "--model.dim=32"], "model.dim was 16, is 32; train.epochs was 2, is 3; train.evaluate was 2, is 3."),
         (["--data.test=pictures"], "data.test was test, is pictures; data.test.name was test, is pictures; "),
     ],
     ids=["one", "two", "data"],
@@ -303,10 +305,12 @@ def test_errors_come_before_anything_is_written(
 
 def test_settings_of_easy_vqa_and_of_own_data() -> None:
     assert compare_settings({}, None) == compare_config()
+    assert compare_settings({}, 3) == compare_config(epochs=3)
+    assert compare_settings({"train": {"evaluate": 2}}, 3).train.evaluate == 2
     easy = compare_settings({"data": {"train": "easy-vqa"}, "train": {"lr": 0.5}}, 3)
     assert (easy.data, easy.train.lr, easy.train.epochs) == (compare_config().data, 0.5, 3)
     own = compare_settings({"data": {"train": "shop"}, "train": {"epochs": 7}}, None)
-    assert own == Config.from_dict({"data": {"train": "shop"}, "train": {"epochs": 7}})
+    assert own == Config.from_dict({"data": {"train": "shop"}, "train": {"epochs": 7, "evaluate": 7}})
     assert not own.data.flip
 
 
@@ -346,8 +350,15 @@ def test_a_process_that_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_run_saves_when_whoever_started_it_is_gone(at: Path, config: Config) -> None:
-    long = replace(config, train=replace(config.train, epochs=100000))
-    job = {"folder": "orphan", "settings": long.to_dict(), "plugins": [], "threads": 1}
+    long = replace(config, model=replace(config.model, fusion="add"), train=replace(config.train, epochs=100000))
+    job = {
+        "folder": "orphan",
+        "threads": 1,
+        "settings": long.to_dict(),
+        "plugin": None,
+        "source": source("add"),
+        "path": sys.path,
+    }
     process = subprocess.Popen(
         processes.COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

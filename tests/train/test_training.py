@@ -211,7 +211,7 @@ def test_a_loss_that_is_no_number(config: Config, tmp_path: Path, quiet: Termina
         train(wild, tmp_path / "run", quiet)
     assert str(caught.value) == (
         f"step 2: the loss is nan. The last checkpoint in {tmp_path / 'run'} is of step 0. "
-        "Lower train.lr or raise train.warmup, and train anew."
+        "Lower train.lr or raise train.warmup, and train anew with another --out."
     )
     (tmp_path / "run" / "training.safetensors").unlink()
     with pytest.raises(RunError) as no_checkpoint:
@@ -237,7 +237,7 @@ def test_a_late_loss_names_the_last_checkpoint(
         train(config, tmp_path / "run", quiet)
     assert str(caught.value) == (
         f"step 5: the loss is nan. The last checkpoint in {tmp_path / 'run'} is of step 3. "
-        "Lower train.lr or raise train.warmup, and train anew."
+        "Lower train.lr or raise train.warmup, and train anew with another --out."
     )
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / "model.safetensors").values())
 

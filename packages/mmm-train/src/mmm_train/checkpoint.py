@@ -24,9 +24,9 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
     Args:
         path: The file, replaced if it exists.
-        content: Its content; text becomes UTF-8.
+        content: Its content; text becomes UTF-8, in which a half of a character, as file names have it, is an escape.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -182,5 +182,5 @@ def _advice(run: Run) -> str:
     _, place = run.load_training()
     return (
         f"The last checkpoint in {run.folder} is of step {place['step']}. "
-        "Lower train.lr or raise train.warmup, and train anew."
+        "Lower train.lr or raise train.warmup, and train anew with another --out."
     )

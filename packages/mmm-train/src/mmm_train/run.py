@@ -17,7 +17,7 @@ from mmm_train.config import Config
 from mmm_train.data import QuestionSet, Tokenizer
 from mmm_train.errors import RunError
 from mmm_train.evaluate import QuestionOnly
-from mmm_train.methods import source
+from mmm_train.methods import origin, source
 from mmm_train.model import AnswerModel
 
 VERSION = 1
@@ -36,7 +36,7 @@ class Run:
         tokenizer: Numbers the words.
         question_only: What a predictor answers that sees no picture.
         trained_on: Fingerprint of the training set.
-        source: Where its fusion method came from: distribution and version, or the name of a file.
+        source: Where its fusion method came from, see `methods.source`.
     """
 
     folder: Path
@@ -103,6 +103,18 @@ class Run:
             raise RunError(
                 f"{folder}: config.json or question_only.json {reason}. Restore it, or train anew."
             ) from error
+
+    def other_method(self) -> str:
+        """Whether its fusion method is another now than at the beginning.
+
+        Returns:
+            What to say then, in one line; nothing if it is the same, or is not registered.
+        """
+        name = self.config.model.fusion
+        now = source(name)
+        if not self.source or not now or now == self.source:
+            return ""
+        return f"{self.folder}: began with fusion method '{name}' of {origin(self.source)}, it is now of {origin(now)}."
 
     def create(self) -> None:
         """Make the folder and write what the training does not change; config.json, which makes it a run, last."""

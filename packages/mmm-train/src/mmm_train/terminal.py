@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,18 @@ SMOOTH = 0.9
 """Weight of the past in the loss and the speed that are shown."""
 
 
+def printable(text: str) -> str:
+    """Text that a terminal can write, and does not obey.
+
+    Args:
+        text: Any, from a file or a stranger's error.
+    Returns:
+        The text with an escape for each control character, except the ends of lines, and for each half of a character.
+    """
+    hidden = {each for each in text if each != "\n" and unicodedata.category(each) in ("Cc", "Cs")}
+    return text.translate({ord(each): each.encode("unicode_escape").decode() for each in hidden})
+
+
 class Terminal:
     """Shows a run on a console.
 
@@ -32,7 +45,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(Text(printable(text)), soft_wrap=True)
 
     @contextmanager
     def bar(self, total: int, text: str) -> Iterator[Callable[[int], None]]:
@@ -103,7 +116,7 @@ class Terminal:
         table.add_column("answer")
         table.add_column("probability", justify="right")
         for answer, probability in found:
-            table.add_row(Text(answer), f"{100 * probability:.1f} %")
+            table.add_row(Text(printable(answer)), f"{100 * probability:.1f} %")
         self.console.print(table)
 
     def _bars(self, *columns: rich.progress.ProgressColumn, **options: Any) -> rich.progress.Progress:

@@ -21,7 +21,7 @@ from mmm_train.data import (
     to_tensor,
 )
 from mmm_train.data.batches import Example
-from mmm_train.errors import DataError, Interrupted
+from mmm_train.errors import DataError, Interrupted, RunError
 from mmm_train.evaluate import Scores, answer_all, probabilities, score
 from mmm_train.loop import Trainer, fit
 from mmm_train.report import write_report
@@ -69,7 +69,8 @@ def resume(folder: str | Path, terminal: Terminal | None = None) -> Run:
     Returns:
         The run.
     Raises:
-        TrainError: The folder is no run or has no checkpoint, its data has changed, or the loss is not finite.
+        TrainError: The folder is no run or has no checkpoint, its data or fusion method has changed, or the loss is not
+            finite.
         Interrupted: Ctrl-C; all is saved.
     """
     run = Run.open(folder)
@@ -78,6 +79,8 @@ def resume(folder: str | Path, terminal: Terminal | None = None) -> Run:
         raise DataError(
             f"{run.folder}: {learn.name} is not the data that this run began with. Restore it, or train a new run."
         )
+    if other := run.other_method():
+        raise RunError(f"{other} Restore that, or train a new run.")
     trainer = Trainer(run, _examples(run, learn), pick_device(run.config.train.device))
     trainer.load()
     return _train(trainer, learn, test, terminal or Terminal())
@@ -97,6 +100,8 @@ def evaluate_run(run: Run, terminal: Terminal | None = None) -> Scores:
     terminal = terminal or Terminal()
     model = run.load_model(pick_device(run.config.train.device))
     test = read_test_set(run.config.data)
+    if other := run.other_method():
+        terminal.say(other)
     rows = _rows(run, _answer(run, model, test, terminal))
     terminal.scores(rows)
     return rows[run.config.model.fusion]

@@ -104,5 +104,8 @@ def _fail(text: str, *, status: int = USER_ERROR, style: str = "red") -> int:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, highlight=False).print(Text(f"mmm: {text}", style=style), soft_wrap=True)
+    from mmm_train.terminal import printable
+
+    console = Console(stderr=True, highlight=False)
+    console.print(Text(printable(f"mmm: {text}"), style=style), soft_wrap=True)
     return status

@@ -29,6 +29,8 @@ def run(options: Namespace, given: Namespace) -> None:
     load_plugins(options)
     run, terminal = Run.open(options.run), Terminal()
     found = ask(run, options.picture, options.question)
+    if other := run.other_method():
+        terminal.say(other)
     if unknown := run.tokenizer.unknown_words(options.question):
         terminal.say(f"The training questions do not have: {', '.join(unknown)}.")
     terminal.answers(found[: options.top])

@@ -36,14 +36,12 @@ def add_plugin(parser: ArgumentParser) -> None:
     )
 
 
-def load_plugins(options: Namespace) -> list[Path]:
-    """Register the fusion methods of the files that --plugin names; returns the files."""
+def load_plugins(options: Namespace) -> None:
+    """Register the fusion methods of the files that --plugin names."""
     from mmm_train.methods import load_plugin
 
-    paths = [Path(each) for each in options.plugin or ()]
-    for path in paths:
-        load_plugin(path)
-    return paths
+    for path in options.plugin or ():
+        load_plugin(Path(path))
 
 
 def settings(given: Namespace) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import rich.progress
 from rich.table import Table
 from rich.text import Text
 
-import mmm_fusion
 from mmm_train.comparison.summary import ACCURACIES, COLUMNS, Column, Comparison, Row
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def introduce(plan: Plan, wanted: Sequence[Member], terminal: Terminal) -> None:
     left = f"; {done} of {len(wanted)} runs are done" if done else ""
     terminal.say(f"train   {_count(methods, 'method')}, {_count(seeds, 'seed')}, {_count(epochs, 'epoch')}{left}")
     terminal.say(f"folder  {plan.folder}")
-    for failure in mmm_fusion.failures():
+    for failure in plan.not_loaded:
         terminal.say(f"not loaded: {failure}")
 
 

@@ -25,8 +25,9 @@ from rich.console import Console
 from mmm_train.checkpoint import write_json
 from mmm_train.comparison.measure import measure, peak_memory
 from mmm_train.config import Config
-from mmm_train.errors import Interrupted
-from mmm_train.methods import load_plugin
+from mmm_train.errors import Interrupted, RunError
+from mmm_train.methods import load_plugin, source
+from mmm_train.run import Run
 from mmm_train.terminal import Progress, Terminal
 from mmm_train.training import resume, train
 
@@ -53,34 +54,42 @@ def main() -> int:
             os.write(events, f"{json.dumps(event)}\n".encode())
 
     job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
+    stopped = threading.Event()
+    threading.Thread(target=_stop_at_end_of_input, args=(stopped,), daemon=True).start()
+    sys.path[:] = job["path"]  # a method finds what it found when it was checked
     torch.set_num_threads(job["threads"])
     try:
-        for file in job["plugins"]:
-            load_plugin(Path(file))
-        work(Path(job["folder"]), Config.from_dict(job["settings"]), tell)
-    except (Interrupted, KeyboardInterrupt):
-        return 130
+        if job["plugin"]:
+            load_plugin(Path(job["plugin"]))
+        work(Path(job["folder"]), Config.from_dict(job["settings"]), job["source"], tell)
     except BaseException as error:  # a plug-in may raise anything; it is told, and the whole of it is in the log
+        if stopped.is_set() and isinstance(error, (Interrupted, KeyboardInterrupt)):
+            return 130
         traceback.print_exc()
         tell(event="failed", reason=reason(error))
         return 1
     return 0
 
 
-def work(folder: Path, config: Config, tell: Tell) -> None:
+def work(folder: Path, config: Config, origin: dict[str, str], tell: Tell) -> None:
     """Train, or go on with it, and measure.
 
     Args:
         folder: The run folder.
         config: All settings.
+        origin: Where the fusion method must come from.
         tell: Called with each event.
+    Raises:
+        RunError: It comes from elsewhere, or its file is not what it was.
     """
+    name = config.model.fusion
+    if source(name) not in ({}, origin):  # one that is not registered is told of below
+        raise RunError(f"fusion method '{name}' was changed while it was compared. Compare again.")
     terminal = Told(tell)
-    if (folder / "training.safetensors").exists():
+    if (folder / "training.safetensors").exists() and Run.open(folder).source == origin:
         run = resume(folder, terminal)
     else:
-        if folder.exists():  # a crash before the first checkpoint
+        if folder.exists():  # a crash before the first checkpoint, or another method of this name
             shutil.rmtree(folder)
         run = train(config, folder, terminal)
     tell(event="measuring")
@@ -129,7 +138,8 @@ class ToldProgress(Progress):
         self.measured = True
 
 
-def _stop_at_end_of_input() -> None:
+def _stop_at_end_of_input(stopped: threading.Event) -> None:
     while os.read(sys.stdin.fileno(), 1024):  # not sys.stdin, whose lock Python needs to end
         pass
+    stopped.set()
     signal.raise_signal(signal.SIGTERM)

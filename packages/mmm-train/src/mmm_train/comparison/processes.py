@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self
 
 COMMAND = (sys.executable, "-P", "-m", "mmm_train.comparison")
-NO_MEMORY = " The system may have run out of memory: lower train.batch."
+NO_MEMORY = " The system may have run out of memory: lower --jobs, or train.batch with another --out."
 
 
 class Process:
@@ -23,9 +23,10 @@ class Process:
     Args:
         job: What it is told to do.
         log: Takes what it prints.
+        keep: Descriptors that stay open until it ends.
     """
 
-    def __init__(self, job: dict[str, Any], log: Path) -> None:
+    def __init__(self, job: dict[str, Any], log: Path, keep: Sequence[int] = ()) -> None:
         self.log = log
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
@@ -35,6 +36,7 @@ class Process:
                 stderr=errors,
                 text=True,
                 encoding="utf-8",
+                pass_fds=keep,
                 process_group=0,  # Ctrl-C in the terminal reaches this process alone, which then ends that one
             )
         assert self.process.stdin is not None
@@ -77,9 +79,13 @@ class Processes:
     """Processes that run at once and do not outlive the `with` block.
 
     At its end they are asked to stop, and waited for; a second Ctrl-C kills them.
+
+    Args:
+        keep: Descriptors that stay open until the last of them ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Sequence[int] = ()) -> None:
+        self.keep = keep
         self.running: dict[Process, threading.Thread] = {}
         self.queue: SimpleQueue[tuple[Process, str, dict[str, Any]]] = SimpleQueue()
 
@@ -106,7 +112,7 @@ class Processes:
         Returns:
             The process.
         """
-        process = Process(job, log)
+        process = Process(job, log, self.keep)
         self.running[process] = threading.Thread(target=self._listen, args=(process,), daemon=True)
         self.running[process].start()
         return process

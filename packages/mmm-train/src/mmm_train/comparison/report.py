@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmm_train.checkpoint import write_whole
 from mmm_train.comparison.summary import COLUMNS, Column, Comparison, Row
+from mmm_train.methods import origin
 from mmm_train.report import COLOURS, LABELS, data_uri
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def write_report(comparison: Comparison) -> None:
         common=comparison.plan.common,
         machines=_machines(comparison),
         columns=COLUMNS,
+        origin=origin,
         plot=data_uri(plot),
     )
     write_whole(folder / "compare.html", page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,10 +13,8 @@ from typing import Any
 import torch
 
 import mmm_fusion
-from mmm_train.checkpoint import read_json
 from mmm_train.comparison.display import Board, introduce, show
-from mmm_train.comparison.member import RESULT
-from mmm_train.comparison.plan import Member, Plan
+from mmm_train.comparison.plan import Member, Plan, brief
 from mmm_train.comparison.processes import Process, Processes
 from mmm_train.comparison.report import write_report
 from mmm_train.comparison.summary import Comparison, as_json, summarise
@@ -23,7 +22,7 @@ from mmm_train.config import Config
 from mmm_train.data import QuestionSet, check_pictures, read_sets
 from mmm_train.demo import compare_config
 from mmm_train.errors import ConfigError, Interrupted
-from mmm_train.methods import load_plugin, source
+from mmm_train.methods import file_of, load_plugin, source
 from mmm_train.model import AnswerModel
 from mmm_train.run import pick_device
 from mmm_train.terminal import Terminal
@@ -55,7 +54,8 @@ def compare(
         seeds: Runs of each method; the first has `config.train.seed`, the next that plus 1, and so on.
         jobs: Runs at once, which share torch's threads out; by default as many as it has threads on a CPU, each with
             one, and one on a GPU.
-        plugins: Python files with fusion methods. They are run, here and in the process of each run.
+        plugins: Python files with fusion methods. Each is run here, and in the process of each run of its methods.
+            Files that are loaded already need not be named.
         terminal: Where to show progress and result; by default standard output.
     Returns:
         The table. A method that failed is in it, with the reason.
@@ -65,23 +65,23 @@ def compare(
         Interrupted: Ctrl-C; all is saved.
     """
     config, terminal = config or compare_config(), terminal or Terminal()
-    files = list(dict.fromkeys(str(Path(each).resolve()) for each in plugins))
-    for file in files:
+    for file in plugins:
         load_plugin(Path(file))
     names = _names(methods)
     jobs = _check(config, seeds, jobs)
     learn, test = read_sets(config.data)
     plan = Plan.open(Path(folder), config, learn, test)
-    wanted = plan.add({name: source(name) for name in names}, range(config.train.seed, config.train.seed + seeds))
-    todo = [member for member in wanted if member.status != "done"]
-    if todo:
+    sources, numbers = {name: source(name) for name in names}, range(config.train.seed, config.train.seed + seeds)
+    if any(member.status != "done" for member in plan.add(sources, numbers)):
         _check_pictures((learn, test), terminal)
-    with plan.claimed():
+    with plan.claimed() as lock:
+        wanted = plan.add(sources, numbers)  # once more: now nobody else changes it
+        todo = [member for member in wanted if member.status != "done"]
         _save(plan)  # from here on the folder is a comparison
         introduce(plan, wanted, terminal)
         try:
-            with Board(terminal, len(wanted), todo) as board:
-                _train(plan, [(member, _job(plan, member, config, files, jobs)) for member in todo], jobs, board)
+            with Board(terminal, len(wanted), todo) as board, Processes(lock) as processes:
+                _train(plan, [(member, _job(plan, member, config, jobs)) for member in todo], jobs, board, processes)
         except KeyboardInterrupt as stop:
             write_report(_save(plan))
             done = sum(member.status == "done" for member in wanted)
@@ -100,6 +100,11 @@ def _names(methods: Sequence[str] | None) -> list[str]:
     for name in names:
         if name not in known:
             mmm_fusion.create(name, 1, 1, heads=1, dropout=0.0)  # raises, and knows what to say
+        if "place" in source(name) and not file_of(name):
+            raise ConfigError(
+                f"fusion method '{name}' is a class of this process, and each run has a process of its own. "
+                "Write it to a file, and name that in `plugins`."
+            )
     return names
 
 
@@ -124,41 +129,50 @@ def _check_pictures(sets: Sequence[QuestionSet], terminal: Terminal) -> None:
             check_pictures(data, done)
 
 
-def _job(plan: Plan, member: Member, config: Config, plugins: list[str], jobs: int) -> dict[str, Any]:
+def _job(plan: Plan, member: Member, config: Config, jobs: int) -> dict[str, Any]:
     """What the process of a run is told to do."""
     own = replace(
         config,
         model=replace(config.model, fusion=member.method),
         train=replace(config.train, seed=member.seed),
     )
-    threads = max(1, torch.get_num_threads() // jobs)
-    folder = plan.folder / member.name
-    return {"folder": str(folder), "settings": own.to_dict(), "plugins": plugins, "threads": threads}
+    file = file_of(member.method)
+    return {
+        "folder": str(plan.folder / member.name),
+        "settings": own.to_dict(),
+        "path": sys.path,
+        "plugin": file and str(file),
+        "source": member.source,
+        "threads": max(1, torch.get_num_threads() // jobs),
+    }
 
 
-def _train(plan: Plan, todo: Sequence[tuple[Member, dict[str, Any]]], jobs: int, board: Board) -> None:
+def _train(
+    plan: Plan, todo: Sequence[tuple[Member, dict[str, Any]]], jobs: int, board: Board, processes: Processes
+) -> None:
     waiting, running = deque(todo), dict[Process, Member]()
-    with Processes() as processes:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                member, job = waiting.popleft()
-                if member.failure:  # what it failed of may have been mended since
-                    shutil.rmtree(plan.folder / member.name, ignore_errors=True)
-                    member.failure = None
-                board.begin(member)
-                running[processes.start(job, plan.folder / f"{member.name}.log")] = member
-            process, event, values = processes.next_event()
-            member = running[process]
-            if event == "step":
-                board.step(member, **values)
-            elif event == "failed":
-                member.failure = values["reason"]
-            elif event == "ended":
-                del running[process]
-                if member.failure is None:
-                    member.measured = read_json(plan.folder / member.name / RESULT)
-                board.end(member)
-                _save(plan)
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            member, job = waiting.popleft()
+            folder = plan.folder / member.name
+            if member.failure and folder.exists():  # what it failed of may have been mended since
+                shutil.rmtree(folder)
+            member.failure = None
+            board.begin(member)
+            running[processes.start(job, plan.folder / f"{member.name}.log")] = member
+        process, event, values = processes.next_event()
+        member = running[process]
+        if event == "step":
+            board.step(member, **values)
+        elif event == "failed":
+            member.failure = brief(values["reason"])
+        elif event == "ended":
+            del running[process]
+            plan.look_at(member)
+            if member.status == "open":
+                member.failure = "ended before it was done."
+            board.end(member)
+            _save(plan)
 
 
 def _save(plan: Plan) -> Comparison:
