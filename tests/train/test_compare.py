@@ -221,7 +221,10 @@ def test_what_is_done_stays_and_is_shown_again(at: Path, no_process: None, capsy
     ("flags", "message"),
     [
         (["--train.lr=0.5"], "train.lr was 0.0003, is 0.5."),
-        (["--epochs=3", "--model.dim=32"], "model.dim was 16, is 32; train.epochs was 2, is 3; train.evaluate was 2, is 3."),
+        (
+            ["--epochs=3", "--model.dim=32"],
+            "model.dim was 16, is 32; train.epochs was 2, is 3; train.evaluate was 2, is 3.",
+        ),
         (["--data.test=pictures"], "data.test was test, is pictures; data.test.name was test, is pictures; "),
     ],
     ids=["one", "two", "data"],
