@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,13 +21,14 @@ from rich.console import Console
 from safetensors import safe_open
 
 import mmm_fusion
-from mmm_train import Config, RunError, Terminal, compare, compare_config, train
+from mmm_train import Config, ConfigError, Interrupted, Run, RunError, Terminal, compare, compare_config, train
 from mmm_train.cli import main
 from mmm_train.cli.compare import compare_settings
 from mmm_train.comparison import processes
 from mmm_train.comparison.display import Board, show
+from mmm_train.comparison.member import work
 from mmm_train.comparison.plan import Member, Plan
-from mmm_train.comparison.processes import Processes
+from mmm_train.comparison.processes import Process, Processes
 from mmm_train.comparison.report import draw, write_report
 from mmm_train.comparison.summary import Spread, as_json, summarise
 from mmm_train.evaluate import score
@@ -34,6 +36,7 @@ from mmm_train.methods import source
 
 PLUGIN = '''
 import mmm_fusion
+from beside import MASKS
 
 class Moody(mmm_fusion.ImageFirst):
     """Image tokens as they are, or none at all."""
@@ -55,6 +58,7 @@ TINY = {"dim": 16, "depth": 1, "d_state": 4, "heads": 2, "image_size": 16}
 TINY |= {"encoder_dim": 16, "encoder_depth": 1, "encoder_heads": 2}
 FLAGS = [f"--model.{name}={size}" for name, size in TINY.items()]
 FLAGS += ["--data.train=pictures", "--data.test=test", "--epochs=2", "--train.batch=4", "--train.device=cpu"]
+UP = {"method": "../up", "seed": 0, "source": {}, "failure": None}
 KILLED = "ended by SIGKILL. The system may have run out of memory: lower --jobs, or train.batch with another --out."
 HEADS = "settings under model: fusion method 'mlp': `heads` must divide dim = 16, got 3. Choose one of 1, 2, 4, 8, 16."
 OPTIONS = (
@@ -82,6 +86,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_folder: Callable[..., P
     make_folder(folder / "pictures", 12)
     make_folder(folder / "test", 5, seed=1)
     (folder / "moody.py").write_text(PLUGIN)
+    (folder / "beside.py").write_text("MASKS = None")
     original = Board.step
 
     def stop(self: Board, member: Member, step: int, steps: int) -> None:
@@ -91,6 +96,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_folder: Callable[..., P
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.syspath_prepend(folder)  # the processes of the runs have it as well
         patch.setattr(mmm_fusion.local, "_here", {})
         with patch.context() as inner, redirect_stderr(io.StringIO()) as shown:
             inner.setattr(Board, "step", stop)
@@ -108,6 +114,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_folder: Callable[..., P
 @pytest.fixture
 def at(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
     monkeypatch.setenv("COLUMNS", "100")
     return place
 
@@ -221,10 +228,7 @@ def test_what_is_done_stays_and_is_shown_again(at: Path, no_process: None, capsy
     ("flags", "message"),
     [
         (["--train.lr=0.5"], "train.lr was 0.0003, is 0.5."),
-        (
-            ["--epochs=3", "--model.dim=32"],
-            "model.dim was 16, is 32; train.epochs was 2, is 3; train.evaluate was 2, is 3.",
-        ),
+        (["--model.dim=32", "--train.evaluate=1"], "model.dim was 16, is 32; train.evaluate was 2, is 1."),
         (["--data.test=pictures"], "data.test was test, is pictures; data.test.name was test, is pictures; "),
     ],
     ids=["one", "two", "data"],
@@ -256,11 +260,121 @@ def test_a_mended_method_is_tried_again(at: Path, config: Config, quiet: Termina
     finally:
         Path("moody.py").write_text(PLUGIN)
     assert found.failed == ()
+    before, now = (hashlib.sha256(text.encode()).hexdigest()[:12] for text in (MENDED, PLUGIN))
+    for seed in (0, 1):  # one mean is not to be of two methods
+        later = replace(config, train=replace(config.train, seed=seed))
+        with pytest.raises(RunError) as caught:
+            compare(["moody"], later, "again", plugins=["moody.py"], terminal=quiet)
+        assert str(caught.value) == (
+            f"again/moody-seed0: was trained with 'moody' of moody.py (sha256 {before}), it is now of moody.py "
+            f"(sha256 {now}). Remove this folder to train it anew, or choose another --out."
+        )
     assert not Path("again/moody-seed0/old").exists()  # it began anew
     moody = next(row for row in found.rows if row.name == "moody")
     assert (moody.values["tokens"].mean, moody.values["tokens_once"].mean) == (8.5, 4)
     assert [run["status"] for run in result("again")["runs"]] == ["done", "done", "done"]
     assert set(Path("again/moody-seed0.log").read_text().split()) == {"read"}
+
+
+def test_a_run_of_a_method_that_has_changed_begins_anew(at: Path, config: Config) -> None:
+    own = replace(config, model=replace(config.model, fusion="changing"))
+    file, folder = Path("changing.py"), Path("changing")
+
+    def write_and_work(text: str, origin: dict[str, str] | None = None) -> list[int]:
+        file.write_text(text.replace("moody", "changing"))
+        mmm_fusion.load_file(file)
+        events: list[dict[str, int]] = []
+        work(folder, own, origin or source("changing"), lambda **event: events.append(event))
+        return [event["step"] for event in events if event["event"] == "step"]
+
+    assert write_and_work(MENDED)[0] == 0
+    old = source("changing")
+    (folder / "measured.json").unlink()
+    assert write_and_work(MENDED) == [6]  # all steps are done
+    assert write_and_work(MENDED + "# changed")[0] == 0
+    assert Run.open(folder).source == source("changing") != old
+    with pytest.raises(RunError) as caught:
+        write_and_work(PLUGIN, old)
+    assert str(caught.value) == "fusion method 'changing' was changed while it was compared. Compare again."
+
+
+def test_a_failed_run_that_cannot_be_removed(at: Path, config: Config, quiet: Terminal, no_process: None) -> None:
+    shutil.copytree("out", "kept")
+    shutil.rmtree("kept/moody-seed0")
+    Path("kept/moody-seed0").touch()  # not a folder
+    with pytest.raises(NotADirectoryError):
+        compare(["moody"], config, "kept", plugins=["moody.py"], terminal=quiet)
+
+
+def test_a_method_of_this_process_alone(at: Path, config: Config, quiet: Terminal) -> None:
+    (moody,) = mmm_fusion.load_file("moody.py")
+    mmm_fusion.register(type("Session", (moody,), {"name": "session"}))
+    with pytest.raises(ConfigError) as caught:
+        compare(["add", "session"], config, "session", terminal=quiet)
+    assert str(caught.value) == (
+        "fusion method 'session' is a class of this process, and each run has a process of its own. "
+        "Write it to a file, and name that in `plugins`."
+    )
+    assert not Path("session").exists()
+
+
+def test_a_file_that_is_loaded_already(
+    at: Path, config: Config, quiet: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = []
+
+    def start(_: Processes, job: dict[str, object], log: Path) -> None:
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes.Processes, "start", start)
+    mmm_fusion.load_file("moody.py")
+    with pytest.raises(Interrupted):
+        compare(["moody"], config, "loaded", terminal=quiet)
+    with pytest.raises(Interrupted):
+        compare(["add"], config, "loaded", terminal=quiet)
+    assert [job["plugin"] for job in jobs] == [str(at / "moody.py"), None]
+
+
+def test_a_file_is_run_once(at: Path) -> None:
+    Path("counted.py").write_text(
+        "with open('ran', 'a') as file:\n    file.write('x')\n" + PLUGIN.replace("moody", "counted")
+    )
+    assert main(["compare", "--fusion", "all,./counted.py", "--out", "new", *FLAGS, "--seeds", "0"]) == 2
+    assert Path("ran").read_text() == "x"
+
+
+def test_a_process_that_ends_without_a_word(
+    at: Path, config: Config, quiet: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "COMMAND", [sys.executable, "-c", "input()"])
+    (_, row) = compare(["add"], config, "silent", terminal=quiet).rows
+    assert row.failures == {0: "ended before it was done."}
+
+
+def test_reasons_and_folders_that_no_terminal_takes(at: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves of characters, as file names that are no UTF-8 have them; control characters; and too much."""
+    told = {"event": "failed", "reason": "a \udcff \x1b]0;" + "b" * 999}
+    tell = f"print({json.dumps(told)!r})"
+    monkeypatch.setattr(processes, "COMMAND", [sys.executable, "-c", "input(); " + tell])
+    shown, folder = io.StringIO(), os.fsdecode(b"bad\xff")
+    (_, row) = compare(["add"], config, folder, terminal=Terminal(Console(file=shown))).rows
+    (reason,) = row.failures.values()
+    assert reason == r"a \udcff \x1b]0;" + "b" * 484 + " …"
+    assert r"folder  bad\udcff" in shown.getvalue()
+    assert "\x1b" not in shown.getvalue()
+    assert r"<title>bad\udcff: " in (Path(folder) / "compare.html").read_text(encoding="utf-8")
+    assert result(folder)["runs"][0]["failure"] == reason
+
+
+def test_a_plugin_that_raises_what_ctrl_c_does(at: Path, tmp_path: Path) -> None:
+    (tmp_path / "stop.py").write_text("raise KeyboardInterrupt")
+    job = {"folder": "", "threads": 1, "settings": {}, "source": {}, "path": sys.path}
+    with Processes() as running:
+        process = running.start({**job, "plugin": str(tmp_path / "stop.py")}, tmp_path / "log")
+        assert running.next_event() == (process, "failed", {"reason": "KeyboardInterrupt"})
+        assert running.next_event() == (process, "ended", {})
+    assert (tmp_path / "log").read_text().startswith("Traceback")
 
 
 def test_what_was_killed_can_go_on(at: Path, config: Config, quiet: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +392,37 @@ def test_a_second_comparison_in_the_folder_is_refused(at: Path, config: Config, 
     with Plan(Path("out"), {}, score([])).claimed(), pytest.raises(RunError) as caught:
         compare(["add"], config, "out", terminal=quiet)
     assert str(caught.value) == "out: another process compares there. Wait for it, or choose another --out."
+
+
+def test_the_folder_is_taken_until_the_last_run_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the comparison was killed, and its runs are about to save."""
+    monkeypatch.setattr(processes, "COMMAND", [sys.executable, "-c", "import sys; sys.stdin.read()"])
+    plan = Plan(tmp_path / "plan", {}, score([]))
+    with plan.claimed() as lock:
+        process = Process({}, tmp_path / "log", lock)
+    with pytest.raises(RunError, match="another process compares there"), plan.claimed():
+        pass
+    process.ask_to_stop()
+    assert process.process.wait() == 0
+    process.output.close()
+    with plan.claimed():
+        pass
+
+
+def test_runs_that_another_comparison_began_meanwhile(tmp_path: Path) -> None:
+    first, second = (Plan(tmp_path, {}, score([])) for _ in range(2))
+    first.add({"add": {}}, [0])
+    with second.claimed():
+        second.add({"mlp": {}}, [0])
+        second.save({})
+    with first.claimed():
+        first.add({"add": {}}, [0])
+        assert [member.name for member in first.members] == ["mlp-seed0", "add-seed0"]
+
+
+def test_errors_of_what_is_done_in_the_folder_are_not_taken_for_a_rival(tmp_path: Path) -> None:
+    with pytest.raises(BlockingIOError), Plan(tmp_path, {}, score([])).claimed():
+        raise BlockingIOError
 
 
 @pytest.mark.parametrize(
@@ -323,11 +468,26 @@ def test_a_damaged_folder(at: Path, config: Config, quiet: Terminal) -> None:
     for change, expected in [
         ({"version": 2}, "version 1 was expected, got 2. Choose another --out."),
         ({"runs": [{}]}, "damaged: KeyError('method'). Restore it, or choose another --out."),
+        ({"runs": [UP]}, "damaged: ValueError('../up-seed0'). Restore it, or choose another --out."),
     ]:
         Path("damaged/compare.json").write_text(json.dumps({**found, **change}))
         with pytest.raises(RunError) as caught:
             compare(["add"], config, "damaged", terminal=quiet)
         assert str(caught.value) == f"damaged/compare.json: {expected}"
+    Path("damaged/compare.json").write_text(json.dumps(found))
+    Path("damaged/add-seed0").mkdir()
+    measured = found["runs"][0]["measured"]
+    without = {name: value for name, value in measured.items() if name != "tokens_once"}
+    for content, wrong in [
+        (without, "'tokens_once'"),
+        ({**measured, "tokens": "8", "machine": {"cpu": "some"}}, "tokens, threads"),
+    ]:
+        Path("damaged/add-seed0/measured.json").write_text(json.dumps(content))
+        with pytest.raises(RunError) as caught:
+            compare(["add"], config, "damaged", terminal=quiet)
+        assert str(caught.value) == (
+            f"damaged/add-seed0/measured.json: damaged: {wrong}. Remove damaged/add-seed0 to train it anew."
+        )
 
 
 PRINT = 'import sys; sys.stdin.readline(); print(\'{"event": "step", "step": 1}\', flush=True); '
@@ -453,6 +613,16 @@ def test_the_table_in_a_narrow_terminal(plan: Plan) -> None:
     assert ["slow", "50.0", "75.0", "30.0", "20", "8", "256", "0.25", "3.0"] in cells
     assert ["±5.0"] in cells
     assert "Means of 2 seeds; ±: how far the farthest seed is from the mean." in lines
+
+
+def test_plugins_that_do_not_load_are_named(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    failure = mmm_fusion.Failure(mmm_fusion.Source("acme-fusion", "0.2"), ImportError("no <b>luck</b>"))
+    monkeypatch.setattr(mmm_fusion, "failures", lambda: (failure,))
+    plan.save({})
+    assert result(str(plan.folder))["not_loaded"] == ["acme-fusion 0.2 (ImportError: no <b>luck</b>)"]
+    write_report(summarise(plan))
+    page = (plan.folder / "compare.html").read_text()
+    assert "acme-fusion 0.2 (ImportError: no &lt;b&gt;luck&lt;/b&gt;)" in page
 
 
 def test_the_plot(plan: Plan) -> None:

@@ -106,8 +106,21 @@ def test_train_with_a_file_and_ask_elsewhere(
         monkeypatch.setattr(mmm_fusion.local, "_here", {})
         assert main([*words, "--plugin", "./own.py"]) == 0
 
+    Path("own.py").write_text(PLUGIN + "# changed")
+    now = hashlib.sha256(Path("own.py").read_bytes()).hexdigest()
+    other = (
+        f"run: began with fusion method 'own' of own.py (sha256 {ORIGIN['sha256'][:12]}), "
+        f"it is now of own.py (sha256 {now[:12]})."
+    )
+    capsys.readouterr()
+    for name in ("eval", "ask"):
+        assert main([*commands[name], "--plugin", "./own.py"]) == 0
+        assert capsys.readouterr().out.startswith(f"{other}\n")
+    assert main([*commands["resume"], "--plugin", "./own.py"]) == 2
+    assert capsys.readouterr().err == f"mmm: {other} Restore that, or train a new run.\n"
 
-def test_a_missing_distribution_is_named(config: Config, quiet: Terminal) -> None:
+
+def test_a_missing_distribution_is_named(config: Config, quiet: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(replace(config, train=replace(config.train, epochs=1)), "run", quiet)
     about = json.loads((run.folder / "config.json").read_text())
     assert about["fusion"]["distribution"] == "mmm-fusion"
@@ -117,6 +130,11 @@ def test_a_missing_distribution_is_named(config: Config, quiet: Terminal) -> Non
     with pytest.raises(mmm_fusion.UnknownMethodError) as caught:
         Run.open("run").load_model()
     assert str(caught.value).endswith(" run was trained with that of acme-fusion 0.2: install that.")
+    about["fusion"] = {"place": "\x1b]0;own\x07.py"}
+    (run.folder / "config.json").write_text(json.dumps(about))
+    capsys.readouterr()
+    assert main(["eval", "run"]) == 2
+    assert r"that of \x1b]0;own\x07.py: name this file" in capsys.readouterr().err
     del about["fusion"]  # as runs were before it was recorded
     (run.folder / "config.json").write_text(json.dumps(about))
     with pytest.raises(mmm_fusion.UnknownMethodError) as caught:
