@@ -279,11 +279,11 @@ def test_attention_to_nothing_is_zero_whatever_stands_there() -> None:
 
 
 def test_attention_chooses_at_the_start() -> None:
-    """Scores of tokens of scale 1 are of scale 1 themselves."""
+    """Scores of tokens of scale 1 are of scale 3, their values of scale 1."""
     attention = Attention(96, 48, heads=4)
     q = attention.to_q(torch.randn(1, 200, 96)).unflatten(2, (4, 24)).transpose(1, 2)
     k, v = attention.keys_values(torch.randn(1, 200, 48))
-    for values in (q @ k.mT / math.sqrt(24), v):
+    for values in (q @ k.mT / math.sqrt(24) / 3, v):
         assert 0.8 < values.std() < 1.25
 
 
