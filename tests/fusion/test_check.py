@@ -67,12 +67,12 @@ def test_a_method_that_breaks_rules(capsys: pytest.CaptureFixture[str]) -> None:
         in out
     )
     broken = [line.split()[1] for line in out.splitlines() if line.startswith("  BROKEN")]
-    assert broken == ["causal", "read_then_join", "many_texts_of_one_image"]
+    assert broken == ["causal", "read_then_join", "many_texts_of_one_image", "inputs_get_gradients"]
     crash = out[out.index("many_texts_of_one_image") :].splitlines()
     assert crash[1].startswith("          Seen: RuntimeError: too many texts: x x x")
     assert "x x … (my_fusion.py, line 9) Rule: memory.rows(index)" in " ".join(out.split())
     assert all(len(line) <= 100 for line in crash)
-    assert crash[-1] == f"leak: 3 of {len(RULES)} rules are BROKEN."
+    assert crash[-1] == f"leak: 4 of {len(RULES)} rules are BROKEN."
 
 
 def test_what_was_seen_before_is_not_said_again(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +84,27 @@ def test_what_was_seen_before_is_not_said_again(capsys: pytest.CaptureFixture[st
     assert f"gate: {len(RULES)} of {len(RULES)} rules are BROKEN." in out
 
 
+def test_a_method_that_exits_does_not_end_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_fusion.py").write_text(FILE + "        raise SystemExit(0)")
+    assert main(["check", "my_fusion.py"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("Seen: SystemExit: 0 (my_fusion.py, line 10)") == 1
+    assert f"gate: {len(RULES)} of {len(RULES)} rules are BROKEN." in out
+
+
+def test_an_exception_without_a_text_does_not_end_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    silent = """
+class Silent(Exception):
+    def __str__(self):
+        raise ValueError
+"""
+    Path("my_fusion.py").write_text(silent + FILE + "        raise Silent")
+    assert main(["check", "my_fusion.py"]) == 1
+    out = capsys.readouterr().out
+    assert "Seen: Silent: its text cannot be had, for ValueError (my_fusion.py, line 14)" in out
+    assert f"gate: {len(RULES)} of {len(RULES)} rules are BROKEN." in out
+
+
 def test_all_methods_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     Path("both.py").write_text(FILE.replace("width=1.0", "width=1.0, deep=None") + LEAKS)
     assert main(["check", "both.py"]) == 1
@@ -92,7 +113,7 @@ def test_all_methods_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
         "gate: both.py (registered in this process)",
         f"gate: all {len(RULES)} rules are kept.",
         "leak: both.py (registered in this process)",
-        f"leak: 3 of {len(RULES)} rules are BROKEN.",
+        f"leak: 4 of {len(RULES)} rules are BROKEN.",
     ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmm_fusion.errors import ArgumentError, FusionError
-from mmm_fusion.loading import Registered
+from mmm_fusion.loading import Registered, text_of
 from mmm_fusion.local import load_file
 from mmm_fusion.options import check_options
 from mmm_fusion.plugins import find, registry
@@ -77,7 +77,7 @@ def report(entry: Registered, options: dict[str, Any]) -> int:
     rules, broken, before = 0, 0, ""
     for finding in findings(kit):
         rules += 1
-        what = seen(finding.error) if finding.error else ""
+        what = "" if finding.error is None else seen(finding.error)
         broken += bool(what)
         print(lines(finding, "Seen: the same." if what == before else what), flush=True)
         before = what or before
@@ -98,12 +98,12 @@ def lines(finding: Finding, what: str) -> str:
     return "\n".join([f"  {coloured('BROKEN', 31)}  {finding.name}", *wrapped])
 
 
-def seen(error: Exception) -> str:
+def seen(error: BaseException) -> str:
     """What the kit saw, or where the method crashed and by what."""
     if isinstance(error, ContractViolation):
         return textwrap.shorten(str(error), LONGEST, placeholder=" …")
     *_, last = traceback.extract_tb(error.__traceback__)
-    text = textwrap.shorten(f"{type(error).__name__}: {error}", LONGEST, placeholder=" …")
+    text = textwrap.shorten(f"{type(error).__name__}: {text_of(error)}", LONGEST, placeholder=" …")
     return f"Seen: {text} ({os.path.basename(last.filename)}, line {last.lineno})"
 
 

@@ -11,19 +11,34 @@ zero at the start does not make a method seem to ignore the image.
 
 from __future__ import annotations
 
+from mmm_fusion.testing.batch import BatchRules
+from mmm_fusion.testing.compilation import CompilationRules
 from mmm_fusion.testing.dependence import DependenceRules
 from mmm_fusion.testing.form import FormRules
+from mmm_fusion.testing.gradients import GradientRules
+from mmm_fusion.testing.layout import LayoutRules
 from mmm_fusion.testing.module import ModuleRules
 from mmm_fusion.testing.parts import PartsRules
 from mmm_fusion.testing.precision import PrecisionRules
-from mmm_fusion.testing.probes import ContractViolation, Rule
+from mmm_fusion.testing.rule import ContractViolation, Rule
 from mmm_fusion.testing.runner import Finding, findings, rules_of
 from mmm_fusion.testing.state import StateRules
 
 __all__ = ["ContractViolation", "Finding", "FusionContract", "Rule", "findings", "rules_of"]
 
 
-class FusionContract(FormRules, DependenceRules, PartsRules, ModuleRules, StateRules, PrecisionRules):
+class FusionContract(
+    FormRules,
+    DependenceRules,
+    BatchRules,
+    PartsRules,
+    GradientRules,
+    ModuleRules,
+    CompilationRules,
+    StateRules,
+    LayoutRules,
+    PrecisionRules,
+):
     """One test method for each rule of the contract.
 
     Set `method` in a subclass. The sizes may be set too, where a method can work only with some.

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from mmm_fusion.loading import built_in
 from mmm_fusion.rules import check_method
 from mmm_fusion.testing.kit import Kit
-from mmm_fusion.testing.probes import check_output, fuse, masks, places, require, rule
+from mmm_fusion.testing.probes import check_output, fuse, masks, places
+from mmm_fusion.testing.rule import require, rule
+
+LENGTHS = (
+    *((5, (3, 4)), (5, (4, 3)), (6, (2, 3)), (7, (2, 2)), (3, (1, 5)), (1, (5, 1)), (4, (1, 1))),
+    (70, (16, 16)),  # a picture of 224 x 224 in patches of 14, and more words than the small tables have
+)
+"""Numbers of words, and grids."""
 
 
 class FormRules(Kit):
@@ -15,11 +23,13 @@ class FormRules(Kit):
     @rule(
         "a subclass of FusionMethod with a name, the constructor (dim, image_dim, *, heads, dropout, **options with "
         "defaults) and the contract's forward.",
-        "write the two signatures as in the documentation of FusionMethod.",
+        "write the two signatures as in the documentation of FusionMethod, and give the class a name of its own.",
     )
     def test_signatures(self) -> None:
         """The class can be registered, and made with any heads and dropout."""
         check_method(self.method)
+        taken = [method.name for method in built_in() if method is not self.method]
+        require(self.method.name not in taken, f"the name `{self.method.name}`, which a built-in method has.")
         for heads in {1, self.heads}:
             for dropout in (0.0, 0.1):
                 self.make(heads=heads, dropout=dropout)
@@ -52,9 +62,9 @@ class FormRules(Kit):
 
     @rule("l and p are free of each other.", "pool the image tokens to l, or keep them in the sequence.")
     def test_lengths_are_free(self) -> None:
-        """Fewer, as many and more image tokens than text tokens, down to one; on grids of several shapes too."""
+        """Fewer, as many and more image tokens than text tokens, from one to 256; on grids of several shapes too."""
         method = self.make()
-        for l, grid in ((5, (3, 4)), (5, (4, 3)), (6, (2, 3)), (7, (2, 2)), (3, (1, 5)), (1, (5, 1)), (4, (1, 1))):
+        for l, grid in LENGTHS:
             text, image = self.inputs(l=l, p=grid[0] * grid[1])
             check_output(fuse(method, text, image), text)
             check_output(fuse(method, text, image, image_grid=grid), text)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from mmm_fusion.interface import FusionMethod
-from mmm_fusion.testing.probes import default_dtype, noise
+from mmm_fusion.interface import FusionMethod, FusionOutput
+from mmm_fusion.testing.probes import default_dtype, fuse, noise
+from mmm_fusion.testing.settings import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -39,8 +40,14 @@ class Kit:
             with torch.no_grad():
                 for parameter in method.parameters():
                     size = 0.1 + 0.2 * torch.rand_like(parameter)
-                    parameter.add_(size * torch.randn_like(parameter).sign())
+                    parameter.add_(size * torch.randn_like(parameter).sgn())
         return method.double().eval()
+
+    def fused(self, text: Tensor, image: Tensor | None, *, training: bool = False, **given: Any) -> FusionOutput:
+        """What a method made for this one call gives, all its random numbers from one seed."""
+        method = self.make().train(training)
+        with seeded(0):
+            return fuse(method, text, image, **given)
 
     def inputs(
         self, *, l: int = 5, p: int = 7, image_dim: int | None = None, seed: int = 0

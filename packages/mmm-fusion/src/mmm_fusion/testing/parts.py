@@ -8,7 +8,8 @@ import torch
 
 from mmm_fusion.interface import FusionMethod, FusionOutput, ImageMemory
 from mmm_fusion.testing.kit import Kit
-from mmm_fusion.testing.probes import check_output, compare, fuse, masks, real, require, rule, same
+from mmm_fusion.testing.probes import check_output, compare, fuse, masks, real, same
+from mmm_fusion.testing.rule import require, rule
 
 if TYPE_CHECKING:
     from torch import Tensor

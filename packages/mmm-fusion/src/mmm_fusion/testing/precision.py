@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 
+import torch
+from torch import Tensor, nn
+
+from mmm_fusion.interface import FusionMethod
 from mmm_fusion.testing.kit import Kit
-from mmm_fusion.testing.probes import fuse, masks, real, require, rule
+from mmm_fusion.testing.parts import join, read
+from mmm_fusion.testing.probes import fuse, kinds_of_image, masks, real, where
+from mmm_fusion.testing.rule import require, rule
 
 AUTOCAST_ERROR = 0.05
 """Root of the mean square of the difference to float32, over that of the result: bfloat16 has steps of 1/256, and
 methods of several layers stay below 0.01."""
+
+
+CASTS: dict[torch.dtype, Callable[[FusionMethod], FusionMethod]] = {
+    torch.float32: nn.Module.float,
+    torch.float64: nn.Module.double,
+    torch.bfloat16: nn.Module.bfloat16,
+    torch.float16: nn.Module.half,
+}
+"""These leave complex parameters as they are; `.to(dtype)` drops half of them."""
 
 
 class PrecisionRules(Kit):
@@ -20,15 +35,18 @@ class PrecisionRules(Kit):
         "make masks and constants in the dtype of the text: text.new_zeros, x.to(text.dtype).",
     )
     def test_dtype(self) -> None:
-        """float32, float64 and bfloat16 come out as they go in."""
-        for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            method = self.make().to(dtype)
-            text, image = (x.to(dtype) for x in self.inputs())
-            text_mask, image_mask = masks(text, image)
-            for given in ({}, {"text_mask": text_mask, "image_mask": image_mask}):
-                output = fuse(method, text, image, **given)
-                require(output.tokens.dtype == dtype, f"{output.tokens.dtype} for a text in {dtype}.")
-                require(bool(output.tokens.isfinite().all()), f"values in {dtype} that are not finite.")
+        """float16, bfloat16, float32 and float64 come out as they go in, by `read` and `join` too."""
+        for dtype, cast in CASTS.items():
+            method = cast(self.make())
+            text, image = (x.to(dtype) for x in self.inputs(p=12))
+            for kind, (picture, given) in kinds_of_image(image).items():
+                for text_mask in (None, masks(text, image)[0]):
+                    output = fuse(method, text, picture, text_mask=text_mask, **given)
+                    check_tokens(output.tokens, dtype, where(kind, False))
+                    if picture is not None:
+                        memory = read(method, picture, **given)
+                        check_tokens(memory.prefix, dtype, f" by read{where(kind, False)}")
+                        check_tokens(join(method, text, memory, text_mask), dtype, f" by join{where(kind, False)}")
 
     @rule(
         "under autocast to bfloat16, weights and text in float32, tokens are float32, finite and close to the same "
@@ -55,3 +73,9 @@ class PrecisionRules(Kit):
         for name, parameter in method.named_parameters():
             finite = parameter.grad is None or bool(parameter.grad.isfinite().all())
             require(finite, f"a gradient of `{name}` that is not finite.")
+
+
+def check_tokens(tokens: Tensor, dtype: torch.dtype, at: str) -> None:
+    """Refuse another dtype, and NaN or infinity."""
+    require(tokens.dtype == dtype, f"{tokens.dtype} for a text in {dtype}{at}.")
+    require(bool(tokens.isfinite().all()), f"values in {dtype} that are not finite{at}.")

@@ -1,95 +1,19 @@
-"""What the conformance tests are made of: probing inputs, comparisons, and errors that name the rule."""
+"""What the conformance tests are made of: probing inputs, calls and comparisons."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mmm_fusion.interface import FusionMethod, FusionOutput
+from mmm_fusion.testing.rule import require
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
-
-K = TypeVar("K")
-
-
-class ContractViolation(AssertionError):
-    """A method breaks a rule. The text says what was seen; the notes name the rule and the remedy."""
-
-
-class Rule(NamedTuple):
-    """What a test checks, and what to do where it is broken."""
-
-    says: str
-    remedy: str
-
-
-def rule(says: str, remedy: str) -> Callable[[Callable[[K], None]], Callable[[K], None]]:
-    """Mark a test as the check of one rule.
-
-    What the test raises carries the rule and the remedy as notes. What a broken method did to the settings of torch
-    and to the global generator ends with the test.
-
-    Args:
-        says: The rule.
-        remedy: What to do where it is broken.
-    """
-
-    def mark(test: Callable[[K], None]) -> Callable[[K], None]:
-        @functools.wraps(test)
-        def checked(kit: K) -> None:
-            with settings_kept(), torch.random.fork_rng(devices=[]):
-                try:
-                    test(kit)
-                except Exception as error:
-                    error.add_note(f"Rule: {says}")
-                    error.add_note(f"To do: {remedy}")
-                    raise
-
-        setattr(checked, "rule", Rule(says, remedy))  # noqa: B010  # functions have no such attribute, says mypy
-        return checked
-
-    return mark
-
-
-SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "the gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
-    "the deterministic mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
-    "the float32 matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-}
-"""The settings of torch that hold for the process or the thread: how to read and to write each."""
-
-
-def settings() -> dict[str, Any]:
-    """The settings as they are now."""
-    return {name: read() for name, (read, _) in SETTINGS.items()}
-
-
-@contextlib.contextmanager
-def settings_kept() -> Iterator[None]:
-    """Put back the settings that were changed inside."""
-    before = settings()
-    try:
-        yield
-    finally:
-        for name, value in settings().items():
-            if value != before[name]:
-                SETTINGS[name][1](before[name])
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """A global generator of this seed; the one before comes back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextlib.contextmanager
@@ -129,11 +53,33 @@ def places(output: FusionOutput) -> range:
     return range(output.tokens.shape[1])[output.text]
 
 
+def words(output: FusionOutput) -> Float[Tensor, "b l dim"]:
+    """The tokens at the positions of the text."""
+    return output.tokens[:, output.text]
+
+
 def masks(text: Tensor, image: Tensor) -> tuple[Bool[Tensor, "b l"], Bool[Tensor, "b p"]]:
     """Masks with padding in some rows."""
     text_mask, image_mask = (torch.ones(x.shape[:2], dtype=torch.bool) for x in (text, image))
     text_mask[0, 3:] = text_mask[1, :1] = image_mask[1, 2:] = image_mask[2, :3] = False
     return text_mask, image_mask
+
+
+def kinds_of_image(image: Float[Tensor, "b 12 image_dim"]) -> dict[str, tuple[Tensor | None, dict[str, Any]]]:
+    """The ways to pass an image of 12 tokens, or none: in words, the image, and what is given with it."""
+    some = torch.ones(image.shape[:2], dtype=torch.bool)
+    some[1] = False
+    return {
+        "an image": (image, {}),
+        "an image on a grid": (image, {"image_grid": (3, 4)}),
+        "no image": (None, {}),
+        "an image masked out in one row": (image, {"image_mask": some}),
+    }
+
+
+def where(kind: str, training: bool) -> str:
+    """A kind of image and a mode in words; nothing for the first of each."""
+    return f"{'' if kind == 'an image' else f', with {kind}'}{', in training' if training else ''}"
 
 
 def real(output: FusionOutput) -> Iterator[Float[Tensor, "m dim"]]:
@@ -174,9 +120,3 @@ def compare(a: Tensor, b: Tensor) -> str:
         return f"shape {tuple(a.shape)} in place of {tuple(b.shape)}"
     largest = max((a - b).detach().abs().flatten().tolist(), default=0.0)
     return f"largest difference {largest:.2g}"
-
-
-def require(holds: bool, seen: str) -> None:
-    """Raise with what was seen. Not `assert`, which `python -O` leaves out."""
-    if not holds:
-        raise ContractViolation(f"Seen: {seen}")

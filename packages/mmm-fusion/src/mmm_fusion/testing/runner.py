@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mmm_fusion.testing.kit import Kit
-from mmm_fusion.testing.probes import Rule
+from mmm_fusion.testing.rule import Rule
 
 
 class Finding(NamedTuple):
@@ -20,7 +20,7 @@ class Finding(NamedTuple):
 
     name: str
     rule: Rule
-    error: Exception | None
+    error: BaseException | None
 
 
 def rules_of(kit: type[Kit]) -> dict[str, Rule]:
@@ -44,9 +44,11 @@ def findings(kit: type[Kit]) -> Iterator[Finding]:
         What came of each rule, as soon as it is known.
     """
     for name, rule in rules_of(kit).items():
-        error = None
+        error: BaseException | None = None
         try:
             getattr(kit(), name)()
-        except Exception as raised:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:  # SystemExit too: a method must not end the report of itself
             error = raised
         yield Finding(name.removeprefix("test_"), rule, error)

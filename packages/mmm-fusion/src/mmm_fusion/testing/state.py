@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
 
 from mmm_fusion.testing.kit import Kit
-from mmm_fusion.testing.probes import compare, fuse, masks, require, rule, same, seeded, settings
+from mmm_fusion.testing.module import tensors_in
+from mmm_fusion.testing.parts import join, read
+from mmm_fusion.testing.probes import compare, fuse, masks, same, where
+from mmm_fusion.testing.rule import require, rule
+from mmm_fusion.testing.settings import generators, seeded, settings
 
 
 class StateRules(Kit):
@@ -31,21 +36,21 @@ class StateRules(Kit):
         "call dropout with `self.training`, and draw what is fixed in the constructor, into a buffer.",
     )
     def test_evaluation_draws_no_random_numbers(self) -> None:
-        """The global generator changes nothing, and is not changed."""
+        """The global generators of torch, Python and NumPy change nothing, and are not changed."""
         text, image = self.inputs()
         outputs = []
         for seed in (0, 1):
             method = self.make(dropout=0.5)
             with seeded(seed):
-                before = torch.get_rng_state()
+                before = generators()
                 outputs.append(fuse(method, text, image).tokens)
-                untouched = torch.equal(torch.get_rng_state(), before)
-            require(untouched, "a call in evaluation changes the state of the global generator.")
+                for name, state in generators().items():
+                    require(state == before[name], f"a call in evaluation changes the global generator of {name}.")
         require(same(*outputs), f"two seeds gave two outputs: {compare(*outputs)}.")
 
     @rule(
-        "the settings of torch stay as they are: threads, default dtype, gradient and deterministic mode, precision. "
-        "Constructor and training draw random numbers, and do not seed.",
+        "the settings of torch stay as they are: threads, default dtype and device, gradient mode, autocast, precision "
+        "and backends. Constructor and training draw random numbers, and do not seed.",
         "use torch's context managers where a setting must differ for a moment, and leave seeds to the user.",
     )
     def test_global_state(self) -> None:
@@ -66,22 +71,23 @@ class StateRules(Kit):
 
     @rule("the inputs stay as they are.", "write into no tensor that was given: x = x + y in place of x += y.")
     def test_inputs_are_left_alone(self) -> None:
-        """Texts, images and masks, and what `read` gave, after calls with them."""
-        method = self.make()
+        """Texts, images and masks, and what `read` gave, after calls with them, in evaluation and in training."""
         text, image = self.inputs(p=12)
         text_mask, image_mask = masks(text, image)
         masked = {"text_mask": text_mask, "image_mask": image_mask}
         before = [each.clone() for each in (text, image, text_mask, image_mask)]
-        for given in ({}, {"image_grid": (3, 4)}, masked, {**masked, "image_grid": (3, 4)}):
-            fuse(method, text, image, **given)
-        with torch.no_grad():
-            memory = method.read(image)
-            first = method.join(text, memory)
-            kept = first.clone()
-            again = method.join(text, memory)
-        for name, now, then in zip(("text", "image", *masked), (text, image, *masked.values()), before, strict=True):
-            require(torch.equal(now, then), f"a call changes `{name}`.")
-        require(torch.equal(again, kept), f"join changes what read gave: {compare(again, kept)}.")
+        for training in (False, True):
+            method = self.make(dropout=0.5).train(training)
+            for given in ({}, {"image_grid": (3, 4)}, masked, {**masked, "image_grid": (3, 4)}):
+                fuse(method, text, image, **given)
+            memory = read(method, image)
+            kept = copy.deepcopy(memory)
+            join(method, text, memory, None)
+            now = (text, image, *masked.values())
+            for name, after, then in zip(("text", "image", *masked), now, before, strict=True):
+                require(torch.equal(after, then), f"a call changes `{name}`{where('an image', training)}.")
+            for after, then in zip(tensors_in(memory), tensors_in(kept), strict=True):
+                require(torch.equal(after, then), f"join changes what read gave: {compare(after, then)}.")
 
 
 @contextlib.contextmanager
@@ -94,10 +100,11 @@ def unchanged(what: str) -> Iterator[None]:
 
 
 def check_not_seeded(what: str, run: Callable[[], object]) -> None:
-    """Refuse what leaves one state of the global generator, whatever it was before."""
+    """Refuse what leaves one state of a global generator, whatever it was before."""
     states = []
     for seed in (0, 1):
         with seeded(seed):
             run()
-            states.append(torch.get_rng_state())
-    require(not torch.equal(*states), f"{what} seeds the global generator.")
+            states.append(generators())
+    for name, state in states[0].items():
+        require(state != states[1][name], f"{what} seeds the global generator of {name}.")
