@@ -138,6 +138,15 @@ def test_export_sees_one_node():
     torch.testing.assert_close(program.module()(*inputs), Scan()(*inputs))
 
 
+def test_on_meta_it_tells_the_shapes_without_a_look_at_the_boundaries():
+    u = torch.empty(1, 9, 4, device="meta", requires_grad=True)
+    A, B = torch.empty(4, 2, device="meta"), torch.empty(1, 9, 2, device="meta")
+    bounds = torch.empty(4, dtype=torch.long, device="meta")
+    out, state = selective_scan(u, u, A, B, B, cu_seqlens=bounds, return_final_state=True)
+    (grad,) = torch.autograd.grad(out.sum(), u)
+    assert (out.device.type, out.shape, state.shape, grad.shape) == ("meta", (1, 9, 4), (3, 4, 2), (1, 9, 4))
+
+
 @backends
 def test_reverse_is_the_scan_of_the_flipped_sequence(backend):
     inputs = {name: x.detach() for name, x in ScanCase(l=37).inputs().items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from broken_methods.right import Right, RightConcat, RightInParts, RightOnAGrid, breaks
+from broken_methods.right import PARTS, Right, RightConcat, RightInParts, RightOnAGrid, breaks
 
 
 @breaks("read_then_join", "many_texts_of_one_image")
