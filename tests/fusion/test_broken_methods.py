@@ -23,7 +23,6 @@ from broken_methods.dependence import NeedsAnImage, ReadsTheFuture
 from broken_methods.right import BROKEN, RULES, Right, RightConcat, RightInParts, RightOnAGrid
 from broken_methods.unusual import UNUSUAL, GRUOverTheText
 
-
 COMPILED = [Right, RightConcat, RightOnAGrid, RightInParts, GRUOverTheText]
 
 
