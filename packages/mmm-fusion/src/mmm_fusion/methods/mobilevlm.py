@@ -39,6 +39,10 @@ class MobileVLM(GridProjector):
         super().__init__(dim, image_dim, heads=heads, dropout=dropout)
         self.mix = ConvBlock(dim, stride=1)
         self.shrink = ConvBlock(dim, stride=2)
+        # At the start the residual branch is closed and the other convolution takes means: what tells tokens apart is
+        # not buried under two random filters, which takes long to undo.
+        nn.init.zeros_(self.mix.norm2.weight)
+        nn.init.constant_(self.shrink.depthwise.weight, 1 / 9)
 
     def downsample(
         self, x: Float[Tensor, "b h w dim"], real: Bool[Tensor, "b h w"]
