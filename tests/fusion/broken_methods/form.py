@@ -98,7 +98,7 @@ class WidthBuiltIn(Right):
         self.proj = nn.Linear(20, self.dim)
 
 
-@breaks("image_before_text", *PARTS)
+@breaks("image_before_text", *PARTS, "autocast")
 class TextFirst(Right):
     def fuse(self, text, image, text_mask, image_mask):
         output = prepend(text, self.proj(image), text_mask=image_mask, image_mask=text_mask)
