@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import mmm_fusion
-from mmm_block.layer import MambaLayer
 from mmm_block.padding import pack, past_padding
+from mmm_block.stack import MambaStack
 from mmm_core import MambaState, ShapeError
 from mmm_vit import VisionTransformer, ViTConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -49,7 +49,7 @@ class ImageState(NamedTuple):
         return ImageState(self.memory.rows(index), tuple(layers))
 
 
-class MultiModalMambaBlock(nn.Module):
+class MultiModalMambaBlock(MambaStack):
     """Text embeddings and images in, one sequence of Mamba states out.
 
     Args:
@@ -70,6 +70,8 @@ class MultiModalMambaBlock(nn.Module):
         expand: Inner width of the Mamba layers as a multiple of `dim`.
         d_conv: Taps of their convolutions.
         channels: Channels of an image.
+        norm_eps: Epsilon of the norms before and after the Mamba layers.
+        mixer: Further arguments of `mmm_core.Mamba`.
     Raises:
         ValueError: A size is out of its range.
         mmm_fusion.UnknownMethodError: No fusion method has that name.
@@ -94,17 +96,14 @@ class MultiModalMambaBlock(nn.Module):
         expand: int = 2,
         d_conv: int = 4,
         channels: int = 3,
+        norm_eps: float = 1e-5,
+        **mixer: Any,
     ) -> None:
-        super().__init__()
-        if depth < 1:
-            raise ValueError(f"MultiModalMambaBlock: `depth` must be at least 1, got {depth}.")
         if taken := sorted({"name", "dim", "image_dim", "heads", "dropout"} & set(fusion_options or {})):
             raise ValueError(
                 f"MultiModalMambaBlock: `fusion_options` must be the method's own, got {', '.join(taken)}. "
                 "Give these to the block itself."
             )
-        self.dim, self.encoder_dim = dim, encoder_dim
-        self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
         if encoder is None:
             config = ViTConfig(
                 image_size=image_size,
@@ -116,16 +115,13 @@ class MultiModalMambaBlock(nn.Module):
                 dropout=dropout,
             )
             encoder = VisionTransformer(config)
-        self.encoder = encoder
-        self.fusion = mmm_fusion.create(
+        fusion = mmm_fusion.create(
             fusion_method, dim, encoder_dim, heads=heads, dropout=dropout, **(fusion_options or {})
         )
-        layers = [MambaLayer(dim, dropout, d_state=d_state, d_conv=d_conv, expand=expand) for _ in range(depth)]
-        with torch.no_grad():
-            for layer in layers:  # as mamba_ssm: the sum of the branches starts at the scale of one
-                layer.mixer.out_proj.weight /= math.sqrt(depth)
-        self.layers = nn.ModuleList(layers)
-        self.norm_f = nn.RMSNorm(dim, eps=1e-5)
+        super().__init__(dim, depth, dropout, norm_eps=norm_eps, d_state=d_state, expand=expand, d_conv=d_conv, **mixer)
+        self.encoder, self.fusion = encoder, fusion
+        self.encoder_dim = encoder_dim
+        self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
 
     def forward(
         self,
@@ -205,7 +201,7 @@ class MultiModalMambaBlock(nn.Module):
         Returns:
             `(b, m, dim)`; `fused.text` says where the text stands in m.
         """
-        return past_padding(lambda x: self.norm_f(self._layers(x)[0]), fused.tokens, fused.mask)
+        return past_padding(lambda x: self.run(x)[0], fused.tokens, fused.mask)
 
     def read_image(
         self, image: Float[Tensor, "b c y x"] | ImageTokens, *, image_mask: Bool[Tensor, "b p"] | None = None
@@ -229,7 +225,7 @@ class MultiModalMambaBlock(nn.Module):
         if not k:
             return ImageState(memory, ())
         x, bounds = pack(memory.prefix, memory.prefix_mask)
-        _, states = self._layers(x, cu_seqlens=bounds)
+        _, states = self.run(x, cu_seqlens=bounds)
         # The layers have read the prefix: no text needs it any more.
         memory = memory._replace(prefix=x.new_zeros(b, 0, dim), prefix_mask=None)
         return ImageState(memory, tuple(MambaState(conv[:b], ssm[:b]) for conv, ssm in states))
@@ -249,17 +245,7 @@ class MultiModalMambaBlock(nn.Module):
             mmm_fusion.InputError: A tensor does not fit the fusion method, or text and state disagree in the batch.
         """
         x = self.fusion.join(text, state.memory, text_mask=text_mask)
-        return past_padding(lambda x: self.norm_f(self._layers(x, state.layers)[0]), x, text_mask)
-
-    def _layers(
-        self, x: Tensor, states: Sequence[MambaState | None] = (), *, cu_seqlens: Tensor | None = None
-    ) -> tuple[Tensor, list[MambaState]]:
-        """The tokens after the last layer, and the state of each layer behind the last token."""
-        last = []
-        for layer, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
-            x, state = layer(x, state, cu_seqlens=cu_seqlens)
-            last.append(state)
-        return x, last
+        return past_padding(lambda x: self.run(x, state.layers)[0], x, text_mask)
 
     def check_fusion_method(self) -> str:
         """Print the fusion methods that are available and the one in use; return its name."""
