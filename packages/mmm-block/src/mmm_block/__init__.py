@@ -1,5 +1,24 @@
-"""Image encoder, fusion and Mamba layers in one module."""
+"""Image encoder, fusion and Mamba layers in one module, and the language model on it."""
 
 from mmm_block.block import ImageState, ImageTokens, MultiModalMambaBlock
+from mmm_block.config import MultiModalMambaConfig
+from mmm_block.errors import CheckpointError, ConfigError, InputError
+from mmm_block.layer import MambaLayer
+from mmm_block.model import ModelOutput, MultiModalMamba
+from mmm_block.stack import MambaStack
+from mmm_block.state import ModelState
 
-__all__ = ["ImageState", "ImageTokens", "MultiModalMambaBlock"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ImageState",
+    "ImageTokens",
+    "InputError",
+    "MambaLayer",
+    "MambaStack",
+    "ModelOutput",
+    "ModelState",
+    "MultiModalMamba",
+    "MultiModalMambaBlock",
+    "MultiModalMambaConfig",
+]

@@ -115,11 +115,12 @@ class MultiModalMambaBlock(MambaStack):
                 dropout=dropout,
             )
             encoder = VisionTransformer(config)
-        fusion = mmm_fusion.create(
+        fusion: mmm_fusion.FusionMethod = mmm_fusion.create(
             fusion_method, dim, encoder_dim, heads=heads, dropout=dropout, **(fusion_options or {})
         )
         super().__init__(dim, depth, dropout, norm_eps=norm_eps, d_state=d_state, expand=expand, d_conv=d_conv, **mixer)
-        self.encoder, self.fusion = encoder, fusion
+        self.encoder = encoder
+        self.fusion: mmm_fusion.FusionMethod = fusion
         self.encoder_dim = encoder_dim
         self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
 

@@ -79,5 +79,5 @@ class MambaStack(nn.Module):
         """Read one token of each row, and write the states in place; gives what `run` gives for it."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         for layer, state in zip(self.layers, states, strict=True):
-            x = layer.step(x, state)
+            x = layer.step(x, state)  # type: ignore[operator]
         return rms_norm(x, self.norm_f)

@@ -1,0 +1,128 @@
+"""What a `MultiModalMamba` is made of, in one frozen value that JSON stores."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+import mmm_fusion
+from mmm_block.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiModalMambaConfig:
+    """The sizes and options of a `MultiModalMamba`.
+
+    Without `image_size` the model has no encoder and no fusion method: a Mamba language model.
+
+    Args:
+        vocab_size: Number of tokens of the vocabulary.
+        dim: Width of the tokens.
+        depth: Number of Mamba layers.
+        d_state: State of a Mamba layer, for each inner channel.
+        expand: Inner width of the Mamba layers as a multiple of `dim`.
+        d_conv: Taps of their convolutions.
+        mixer_options: Further arguments of `mmm_core.Mamba`.
+        norm_eps: Epsilon of the norms before the layers and behind the last.
+        dropout: Rate in the encoder, in the fusion method and on each layer's branch; acts in training only.
+        tie_embeddings: Whether the head's matrix is that of the embedding.
+        image_size: Image that the encoder's positions are made for, in pixels or `[y, x]`; others are taken as well.
+            None: text alone.
+        patch_size: One patch, in pixels or `[y, x]`.
+        encoder_dim: Width of the image tokens.
+        encoder_depth: Number of blocks of the encoder.
+        encoder_heads: Attention heads of the encoder.
+        encoder_options: Further fields of `mmm_vit.ViTConfig`.
+        fusion_method: A name of `mmm_fusion.available()`.
+        fusion_options: Further options of that method.
+        heads: Attention heads of the fusion method, where it has any.
+        fusion_contract: The fusion contract that the weights were made for.
+        image_token_id: The token that marks the place of an image in a text. None: each row has one image, before it.
+        pad_token_id: The token that `generate` puts behind a row that has ended.
+        eos_token_id: The token that ends a text.
+    Raises:
+        ConfigError: A value is out of its range, or two disagree.
+    """
+
+    vocab_size: int
+    dim: int
+    depth: int
+    d_state: int = 16
+    expand: int = 2
+    d_conv: int = 4
+    mixer_options: dict[str, Any] = field(default_factory=dict)
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    tie_embeddings: bool = True
+    image_size: int | tuple[int, int] | None = None
+    patch_size: int | tuple[int, int] = 16
+    encoder_dim: int = 192
+    encoder_depth: int = 12
+    encoder_heads: int = 3
+    encoder_options: dict[str, Any] = field(default_factory=dict)
+    fusion_method: str = "mlp"
+    fusion_options: dict[str, Any] = field(default_factory=dict)
+    heads: int = 4
+    fusion_contract: int = mmm_fusion.CONTRACT
+    image_token_id: int | None = None
+    pad_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "depth", "d_state", "expand", "d_conv"):
+            value = getattr(self, name)
+            _expect(isinstance(value, int) and value >= 1, name, "an int of at least 1", value)
+        _expect(0 <= self.dropout < 1, "dropout", "from 0 to below 1", self.dropout)
+        for name in ("image_token_id", "pad_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            ok = value is None or (isinstance(value, int) and 0 <= value < self.vocab_size)
+            _expect(ok, name, f"a token from 0 to below vocab_size = {self.vocab_size}, or None", value)
+        _expect(
+            self.fusion_contract == mmm_fusion.CONTRACT,
+            "fusion_contract",
+            f"{mmm_fusion.CONTRACT}, which the installed mmm-fusion speaks",
+            self.fusion_contract,
+            "Install an mmm-fusion of that contract, or train anew.",
+        )
+        for name in ("image_size", "patch_size"):  # JSON has lists
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make a config of plain values, as JSON holds them.
+
+        Raises:
+            ConfigError: A key is unknown, one is missing, or a value is out of its range.
+        """
+        known = [each.name for each in fields(cls)]
+        for name in values:
+            if name not in known:
+                close = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."
+                raise ConfigError(f"MultiModalMambaConfig: unknown key '{name}'. {hint}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            required = [each.name for each in fields(cls) if _required(each) and each.name not in values]
+            if not required:
+                raise ConfigError(f"MultiModalMambaConfig: a value has a wrong type: {error}.") from error
+            raise ConfigError(f"MultiModalMambaConfig: expected {', '.join(required)}, got none. Add it.") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that JSON stores; `from_dict` reads them."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
+
+
+def _required(each: dataclasses.Field[Any]) -> bool:
+    return each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+
+
+def _expect(ok: bool, name: str, what: str, got: object, advice: str = "") -> None:
+    if not ok:
+        raise ConfigError(f"MultiModalMambaConfig: `{name}` must be {what}, got {got!r}.{advice and ' ' + advice}")

@@ -1,0 +1,151 @@
+"""What a `MultiModalMamba` is given, checked: tokens, masks, images and labels.
+
+Compiled calls check shapes alone: the numbers are not known there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmm_block.block import ImageTokens
+from mmm_block.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from mmm_block.layout import Texts
+
+WHERE = "MultiModalMamba"
+
+
+def check_tokens(input_ids: Int[Tensor, "b l"], vocab_size: int, name: str = "input_ids") -> None:
+    """Refuse what is no batch of tokens of the vocabulary.
+
+    Raises:
+        InputError: Of another shape, dtype or range, or empty.
+    """
+    if not isinstance(input_ids, torch.Tensor) or input_ids.dtype not in (torch.int64, torch.int32):
+        got = input_ids.dtype if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
+        raise InputError(f"{WHERE}: `{name}` must be int64 tokens (b, l), got {got}. Pass tokens of a tokenizer.")
+    if input_ids.ndim != 2 or 0 in input_ids.shape:
+        raise InputError(
+            f"{WHERE}: `{name}` must be (b, l) with at least one token, got {tuple(input_ids.shape)}. "
+            "Begin an empty text with a token that begins texts."
+        )
+    if torch.compiler.is_compiling():
+        return
+    low, high = (int(x) for x in input_ids.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise InputError(
+            f"{WHERE}: `{name}` must be from 0 to below vocab_size = {vocab_size}, got {low if low < 0 else high}. "
+            "Use the tokenizer of this model."
+        )
+
+
+def check_mask(mask: Bool[Tensor, "b l"], input_ids: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+    """The mask as bool.
+
+    Raises:
+        InputError: It is not of the shape of the tokens, or holds other numbers than 0 and 1.
+    """
+    if mask.shape != input_ids.shape:
+        raise InputError(
+            f"{WHERE}: `attention_mask` must be (b, l) = {tuple(input_ids.shape)} as `input_ids`, "
+            f"got {tuple(mask.shape)}."
+        )
+    if mask.dtype != torch.bool and not torch.compiler.is_compiling() and not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(f"{WHERE}: `attention_mask` must hold True or 1 for a real token and else 0, got others.")
+    return mask.to(torch.bool)
+
+
+def check_bounds(bounds: Int[Tensor, " s"], input_ids: Int[Tensor, "b l"], mask: Tensor | None) -> None:
+    """Refuse boundaries that are none of packed texts.
+
+    Raises:
+        InputError: They do not rise from 0 to l, there is more than one row, or a mask besides.
+    """
+    b, l = input_ids.shape
+    if b != 1 or mask is not None:
+        raise InputError(
+            f"{WHERE}: with `cu_seqlens`, `input_ids` must be (1, l) and `attention_mask` None, got b = {b}"
+            f"{'' if mask is None else ' and a mask'}. Pack all texts into one row, without padding."
+        )
+    flat = bounds.ndim == 1 and len(bounds) >= 2 and bounds.dtype in (torch.int64, torch.int32)
+    if not flat or (
+        not torch.compiler.is_compiling()
+        and not (int(bounds[0]) == 0 and int(bounds[-1]) == l and bool((bounds.diff() >= 0).all()))
+    ):
+        raise InputError(
+            f"{WHERE}: `cu_seqlens` must be ints that rise from 0 to l = {l}, got {bounds.tolist()}. "
+            "They are where each text begins, and the end of the last."
+        )
+
+
+def check_pixels(
+    images: Float[Tensor, "n c y x"] | Sequence[Float[Tensor, "c y x"]] | ImageTokens,
+) -> Float[Tensor, "n c y x"] | ImageTokens:
+    """Images as one tensor.
+
+    Raises:
+        InputError: They are none, or of several sizes.
+    """
+    if isinstance(images, ImageTokens):
+        return images
+    if not isinstance(images, torch.Tensor):
+        pixels = list(images)
+        sizes = {tuple(each.shape) for each in pixels}
+        if len(sizes) != 1 or any(each.ndim != 3 for each in pixels):
+            shapes = ", ".join(map(str, sorted(sizes))) or "none"
+            raise InputError(
+                f"{WHERE}: `images` must be (c, y, x) of one size each, got {shapes}. Resize or crop them to one."
+            )
+        images = torch.stack(pixels)
+    if images.ndim != 4:
+        raise InputError(f"{WHERE}: `images` must be (n, c, y, x), got {tuple(images.shape)}.")
+    return images
+
+
+def check_images(images: Tensor | ImageTokens | None, texts: Texts, token: int | None) -> None:
+    """Refuse another number of images than the texts have room for.
+
+    Raises:
+        InputError: There are more or fewer.
+    """
+    count = 0 if images is None else len(images.tokens if isinstance(images, ImageTokens) else images)
+    if token is None:
+        if count not in (0, texts.rows):
+            raise InputError(
+                f"{WHERE}: `images` must be n = {texts.rows}, one for each row, got {count}. "
+                "A config with image_token_id lets a row have any number."
+            )
+        return
+    if torch.compiler.is_compiling():
+        return
+    marks = int(texts.images_before[-1])
+    if marks != count:
+        raise InputError(
+            f"{WHERE}: `images` must be n = {marks}, one for each mark (token {token}) in `input_ids`, got {count}. "
+            "Put the mark where an image stands, and pass the images in the order of their marks."
+        )
+
+
+def check_labels(labels: Int[Tensor, "b l"], input_ids: Int[Tensor, "b l"], vocab_size: int, ignore: int) -> None:
+    """Refuse labels that do not stand beside the tokens.
+
+    Raises:
+        InputError: They are of another shape or range.
+    """
+    if labels.shape != input_ids.shape:
+        raise InputError(
+            f"{WHERE}: `labels` must be (b, l) = {tuple(input_ids.shape)} as `input_ids`, got {tuple(labels.shape)}. "
+            "Each label stands at its own token; the model moves them."
+        )
+    if not torch.compiler.is_compiling() and bool(((labels != ignore) & ((labels < 0) | (labels >= vocab_size))).any()):
+        raise InputError(
+            f"{WHERE}: `labels` must be {ignore} or from 0 to below vocab_size = {vocab_size}, got others. "
+            f"Put {ignore} where nothing is asked."
+        )

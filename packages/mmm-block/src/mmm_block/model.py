@@ -1,0 +1,218 @@
+"""`MultiModalMamba`: text tokens and any number of images in, the next token's logits out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmm_block.block import ImageTokens, MultiModalMambaBlock
+from mmm_block.config import MultiModalMambaConfig
+from mmm_block.errors import InputError
+from mmm_block.inputs import check_bounds, check_images, check_labels, check_mask, check_pixels, check_tokens
+from mmm_block.layout import find_texts, next_tokens
+from mmm_block.reading import go_on, read_packed, read_rows
+from mmm_block.stack import MambaStack
+from mmm_vit import VisionTransformer, ViTConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from mmm_block.layout import Texts
+    from mmm_block.state import ModelState
+
+IGNORE = -100
+"""The label of a position at which nothing is asked."""
+
+
+class ModelOutput(NamedTuple):
+    """What `MultiModalMamba` returns; what was not asked for is None.
+
+    Attributes:
+        logits: Of the token behind each token, `(b, l, vocab_size)`, or with `last_only` behind the last of each text,
+            `(b, vocab_size)`. At padding they mean nothing.
+        loss: The mean cross-entropy of the labels.
+        embeddings: The normed tokens behind the last layer, of the shape of the logits but `dim` wide.
+        state: What the texts left behind.
+    """
+
+    logits: Float[Tensor, "b l v"] | None
+    loss: Float[Tensor, ""] | None
+    embeddings: Float[Tensor, "b l d"] | None
+    state: ModelState | None
+
+
+class MultiModalMamba(nn.Module):
+    """A language model on Mamba layers that reads images where `<image>` stands in the text.
+
+    Args:
+        config: Sizes and options.
+        fields: The fields of a config in place of one.
+    Raises:
+        ConfigError: A value is out of its range.
+        mmm_fusion.UnknownMethodError: No fusion method has the config's name.
+    """
+
+    def __init__(self, config: MultiModalMambaConfig | None = None, **fields: Any) -> None:
+        super().__init__()
+        if (config is None) == (not fields):
+            raise TypeError("MultiModalMamba: expected either a config or its fields as keywords, got both or none.")
+        self.config = config = config or MultiModalMambaConfig.from_dict(fields)
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        # As small as image tokens are at first; at torch's standard deviation of 1 words drown the image.
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.embedding.weight._no_weight_decay = True  # type: ignore[attr-defined]  # rare words would fade
+        self.backbone = _backbone(config)
+        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        nn.init.normal_(self.lm_head.weight, std=0.02)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embedding.weight
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b l"],
+        images: Float[Tensor, "n c y x"] | Sequence[Float[Tensor, "c y x"]] | ImageTokens | None = None,
+        *,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+        cu_seqlens: Int[Tensor, " bounds"] | None = None,
+        labels: Int[Tensor, "b l"] | None = None,
+        state: ModelState | None = None,
+        return_state: bool = False,
+        return_embeddings: bool = False,
+        last_only: bool = False,
+    ) -> ModelOutput:
+        """Read texts and the images in them.
+
+        Args:
+            input_ids: Tokens, `(b, l)`.
+            images: All images, in the order in which their marks stand, row by row: pixels of one size `(n, c, y, x)`,
+                a list of `(c, y, x)`, or what `backbone.encode` made of them.
+            attention_mask: True, or 1, for a real token, `(b, l)`; padding may stand anywhere. None: all are real.
+            cu_seqlens: Cumulative lengths `(s+1,)` of s texts packed into one row; b is 1 then.
+            labels: Tokens to predict, `(b, l)`, each at its own place, as in `input_ids`; -100, padding, and the marks
+                of images are left out.
+            state: What earlier tokens of the rows left behind; it is read, never written.
+            return_state: Return the state behind the last real token of each row as well.
+            return_embeddings: Return the embeddings in place of logits.
+            last_only: Compute logits, or embeddings, behind the last real token of each row alone.
+        Returns:
+            Logits or embeddings, and the loss and the state where asked for.
+        Raises:
+            InputError: Tokens, images and marks, or masks do not fit the model or one another.
+        """
+        check_tokens(input_ids, self.config.vocab_size)
+        if labels is not None:
+            if last_only or return_embeddings:
+                raise InputError("MultiModalMamba: `labels` ask for all logits, got last_only or return_embeddings.")
+            check_labels(labels, input_ids, self.config.vocab_size, IGNORE)
+        images = None if images is None else check_pixels(images)
+        texts = self._find_texts(input_ids, images, attention_mask, cu_seqlens)
+        check_images(images, texts, self.config.image_token_id)
+        tokens, read = self.embedding(input_ids), self._encode(images)
+        marked = read is not None and self.config.image_token_id is not None
+        if attention_mask is None and cu_seqlens is None and not marked:
+            hidden, state = read_rows(self.backbone, tokens, read, state)
+        else:
+            hidden, state = read_packed(self.backbone, texts, tokens.flatten(0, 1), read, state)
+            hidden = hidden.unflatten(0, input_ids.shape)
+        state = state if return_state else None
+        if last_only:
+            hidden = hidden.flatten(0, 1)[texts.last_token]
+        if return_embeddings:
+            return ModelOutput(None, None, hidden, state)
+        logits = self.lm_head(hidden)
+        loss = None if labels is None else self._loss(logits, texts, input_ids, labels)
+        return ModelOutput(logits, loss, None, state)
+
+    @torch.no_grad()
+    def step(self, input_ids: Int[Tensor, " b"], state: ModelState) -> Float[Tensor, "b v"]:
+        """Read one token of each row: what a loop that decodes calls.
+
+        It gives what `forward` gives for a text of one token, and is faster. A mark is read by `forward` alone.
+
+        Args:
+            input_ids: The tokens, `(b,)`.
+            state: What came before; it holds the new tokens on return.
+        Returns:
+            The logits behind them, `(b, vocab_size)`.
+        """
+        tokens = self.embedding(input_ids)
+        if isinstance(self.backbone, MultiModalMambaBlock):
+            tokens, state.groups = go_on(self.backbone.fusion, tokens[:, None], state.groups)
+            tokens = tokens[:, 0]
+        hidden = self.backbone.step(tokens, state.layers)
+        state.length += 1
+        return self.lm_head(hidden)  # type: ignore[no-any-return]
+
+    def _find_texts(
+        self, input_ids: Tensor, images: Tensor | ImageTokens | None, mask: Tensor | None, bounds: Tensor | None
+    ) -> Texts:
+        b, l = input_ids.shape
+        token = self.config.image_token_id
+        if bounds is None:
+            bounds = torch.arange(0, b * l + 1, l, device=input_ids.device)
+        else:
+            check_bounds(bounds, input_ids, mask)
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else check_mask(mask, input_ids)
+        count = 0 if images is None else len(images.tokens if isinstance(images, ImageTokens) else images)
+        marked = None if token is None else (input_ids == token).flatten()
+        return find_texts(mask.flatten(), bounds, marked, count)
+
+    def _encode(self, images: Tensor | ImageTokens | None) -> ImageTokens | None:
+        if images is None or isinstance(images, ImageTokens):
+            return images
+        if not isinstance(self.backbone, MultiModalMambaBlock):
+            raise InputError(
+                "MultiModalMamba: `images` must be None in a model without an encoder, got images. "
+                "Make it of a config with image_size."
+            )
+        return self.backbone.encode(images)
+
+    def _loss(self, logits: Tensor, texts: Texts, input_ids: Tensor, labels: Tensor) -> Tensor:
+        tokens, token = input_ids.flatten(), self.config.image_token_id
+        wanted = torch.ones_like(tokens, dtype=torch.bool) if token is None else tokens != token
+        targets = next_tokens(texts, labels.flatten(), wanted, IGNORE)
+        if not torch.compiler.is_compiling() and bool((targets == IGNORE).all()):
+            raise InputError(
+                "MultiModalMamba: `labels` must have a token to predict, got none. "
+                "The first token of a text, padding and marks are not predicted."
+            )
+        return F.cross_entropy(logits.float().flatten(0, 1), targets, ignore_index=IGNORE)
+
+
+def _backbone(config: MultiModalMambaConfig) -> MambaStack:
+    layers = {name: getattr(config, name) for name in ("d_state", "expand", "d_conv", "norm_eps")}
+    layers |= config.mixer_options
+    if config.image_size is None:
+        return MambaStack(config.dim, config.depth, config.dropout, **layers)
+    encoder = VisionTransformer(
+        ViTConfig(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            dim=config.encoder_dim,
+            depth=config.encoder_depth,
+            heads=config.encoder_heads,
+            dropout=config.dropout,
+            **config.encoder_options,
+        )
+    )
+    return MultiModalMambaBlock(
+        config.dim,
+        config.depth,
+        config.dropout,
+        config.heads,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        encoder_dim=config.encoder_dim,
+        encoder_depth=config.encoder_depth,
+        encoder_heads=config.encoder_heads,
+        fusion_method=config.fusion_method,
+        fusion_options=config.fusion_options,
+        encoder=encoder,
+        **layers,
+    )
