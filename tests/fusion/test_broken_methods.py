@@ -18,7 +18,18 @@ from mmm_fusion.testing.settings import SETTINGS, generators, settings, settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 
-from broken_methods import batch, compilation, form, gradients, layout, module, parts, precision, state  # noqa: F401
+from broken_methods import (  # noqa: F401
+    batch,
+    compilation,
+    form,
+    gradients,
+    layout,
+    module,
+    parts,
+    pieces,
+    precision,
+    state,
+)
 from broken_methods.dependence import NeedsAnImage, ReadsTheFuture
 from broken_methods.right import BROKEN, RULES, Right, RightConcat, RightInParts, RightOnAGrid
 from broken_methods.unusual import UNUSUAL, GRUOverTheText

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import itertools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool1d
 from mmm_fusion import FusionMethod, create
 from mmm_fusion.builtin import mmm_fusion_methods
 from mmm_fusion.methods import VisualExpert
+from mmm_fusion.methods.add import shares_of
 
 METHODS = ["film", *(method.name for method in mmm_fusion_methods())]
 LENGTHS = [(1, 1), (1, 5), (5, 1), (4, 4), (5, 3), (3, 5), (4, 12), (7, 17), (17, 7)]
@@ -33,10 +35,21 @@ def ragged(b: int, l: int) -> Tensor:
     return mask
 
 
+def windows(p: int) -> list[tuple[int, int]]:
+    """The shares of p image tokens, one after the other: 1 window, 2, 4, ..., and at last p."""
+    found, w = [], 1
+    while True:
+        w = min(w, p)
+        found += [(i * p // w, math.ceil((i + 1) * p / w)) for i in range(w)]
+        if w == p:
+            return found
+        w *= 2
+
+
 def added(text: Tensor, image: Tensor) -> Tensor:
-    """One row: to each text token the mean of its window of projected image tokens."""
-    (l, _), (p, _) = text.shape, image.shape
-    return torch.stack([text[i] + image[i * p // l : math.ceil((i + 1) * p / l)].mean(dim=0) for i in range(l)])
+    """One row: to each text token the mean of its share of the projected image tokens."""
+    shares = itertools.cycle(windows(len(image)))
+    return torch.stack([word + image[slice(*next(shares))].mean(dim=0) for word in text])
 
 
 def project(method: FusionMethod, image: Tensor) -> Tensor:
@@ -73,12 +86,34 @@ def test_added_image_with_padding(name: str, l: int, p: int) -> None:
     assert torch.equal(output.mask, text_mask)
 
 
-@pytest.mark.parametrize(("l", "p"), LENGTHS)
-def test_windows_are_those_of_adaptive_average_pooling(l: int, p: int) -> None:
+@pytest.mark.parametrize(("w", "p"), [(1, 1), (1, 6), (2, 2), (2, 7), (4, 5), (8, 13), (13, 13), (16, 16), (32, 64)])
+def test_a_level_is_adaptive_average_pooling(w: int, p: int) -> None:
     method = made("add")
-    _, image = inputs(l, p)
-    pooled = adaptive_avg_pool1d(method.proj(image).mT, l).mT
-    torch.testing.assert_close(method(torch.zeros(3, l, 12).double(), image).tokens, pooled)
+    text, image = inputs(3 * w, p)
+    before = 2 ** (w - 1).bit_length() - 1  # windows of the levels with fewer
+    pooled = adaptive_avg_pool1d(method.proj(image).mT, w).mT
+    level = method(torch.zeros_like(text), image).tokens[:, before : before + w]
+    torch.testing.assert_close(level, pooled)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 6, 7, 8, 9, 63, 64, 65, 257])
+def test_every_share_of_an_image(p: int) -> None:
+    expected = windows(p) * 2  # and from the start again
+    found = shares_of(torch.arange(1, len(expected) + 1)[None], torch.ones(1, p, dtype=torch.bool))[0]
+    for share, (start, stop) in zip(found, expected, strict=True):
+        assert share.nonzero().flatten().tolist() == list(range(start, stop))
+
+
+def test_shares_of_millions_of_tokens_are_exact() -> None:
+    p = 3 * 2**20 + 1
+    last = 2**22 - 1  # where the last level begins, of a token a word
+    number = torch.tensor([[1, 2, 3, last, last + 1, last + p // 2 + 1, last + p, last + p + 1]])
+    spans = [(share.nonzero()[0].item(), share.sum().item()) for share in shares_of(number, torch.ones(1, p).bool())[0]]
+    half = p // 2
+    finest = -(-p // 2**21)
+    assert spans[:3] == [(0, p), (0, half + 1), (half, half + 1)]
+    assert spans[3] == (p - finest, finest)
+    assert spans[4:] == [(0, 1), (half, 1), (p - 1, 1), (0, p)]
 
 
 def test_the_shapes_of_the_original() -> None:

@@ -60,7 +60,7 @@ class SubtractsTheBatchMean(Right):
         return super().fuse(text - 0.1 * text.mean(dim=0, keepdim=True), image, **masks)
 
 
-@breaks("rows_do_not_mix", "causal", "inputs_get_gradients")
+@breaks("rows_do_not_mix", "causal", "longer_text", "inputs_get_gradients")
 class BatchNorm(Right):
     def build(self):
         self.norm = nn.BatchNorm1d(self.dim)

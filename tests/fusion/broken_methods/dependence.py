@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from broken_methods.right import PARTS, WITHOUT_AN_IMAGE, Right, RightConcat, RightOnAGrid, breaks
+from broken_methods.right import FUTURE, PARTS, WITHOUT_AN_IMAGE, Right, RightConcat, RightOnAGrid, breaks
 from torch import nn
 
 from mmm_fusion import (
@@ -44,14 +44,14 @@ class IgnoresTheImageOnAGrid(RightOnAGrid):
         return super().on_grid(image * 0)
 
 
-@breaks("causal", "inputs_get_gradients")
+@breaks(*FUTURE)
 class ReadsTheFuture(Right):
     def fuse(self, text, image, **masks):
         later = text.flip(1).cumsum(1).flip(1)
         return super().fuse(later, image, **masks)
 
 
-@breaks("causal", *PARTS, "inputs_get_gradients")
+@breaks("causal", "longer_text", *PARTS, "inputs_get_gradients")
 class ImageReadsTheText(RightConcat):
     def fuse(self, text, image, **masks):
         output = super().fuse(text, image, **masks)
@@ -101,13 +101,13 @@ class IgnoresTheTextWithoutAnImage(Right):
         return super().fuse(text if image.shape[1] else torch.zeros_like(text), image, **masks)
 
 
-@breaks("causal", "inputs_get_gradients")
+@breaks("causal", "longer_text", "inputs_get_gradients")
 class ReadsTheFutureInTraining(Right):
     def fuse(self, text, image, **masks):
         return super().fuse(text + text.mean(dim=1, keepdim=True) if self.training else text, image, **masks)
 
 
-@breaks("causal", "inputs_get_gradients")
+@breaks(*FUTURE)
 class InstanceNormOverTheWords(Right):
     def build(self):
         self.norm = nn.InstanceNorm1d(self.dim, affine=True, track_running_stats=True)
@@ -116,7 +116,7 @@ class InstanceNormOverTheWords(Right):
         return super().fuse(self.norm(text.mT).mT if text.shape[1] > 1 else text, image, **masks)
 
 
-@breaks("causal", "inputs_get_gradients")
+@breaks(*FUTURE)
 class ReadsTheFutureWithoutAnImage(Right):
     def fuse(self, text, image, text_mask, image_mask):
         seen = torch.ones_like(image[..., 0], dtype=torch.bool) if image_mask is None else image_mask

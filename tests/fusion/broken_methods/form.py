@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from broken_methods.right import PADDING, PARTS, RULES, WITH_A_GRID, Right, RightConcat, RightOnAGrid, breaks
+from broken_methods.right import PADDING, PARTS, PIECES, RULES, WITH_A_GRID, Right, RightConcat, RightOnAGrid, breaks
 from torch import Tensor, nn
 
 from mmm_fusion import (
@@ -24,13 +24,13 @@ class NewerContract(Right):
     contract = 2
 
 
-@breaks("signatures", *WITH_A_GRID, *PARTS)
+@breaks("signatures", *WITH_A_GRID, *PARTS, *PIECES)
 class NoGrid(Right):
     def forward(self, text, image, *, text_mask=None, image_mask=None):
         return super().forward(text, image, text_mask=text_mask, image_mask=image_mask)
 
 
-@breaks("signatures", "read_then_join", "inputs_are_left_alone", "inputs_get_gradients", "dtype")
+@breaks("signatures", "read_then_join", *PIECES, "inputs_are_left_alone", "inputs_get_gradients", "dtype", "device")
 class ReadWithoutAGrid(Right):
     def read(self, image, *, image_mask):
         return super().read(image, image_mask=image_mask)

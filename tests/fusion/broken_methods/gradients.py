@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from broken_methods.right import Right, RightConcat, RightInParts, breaks
+from broken_methods.right import Right, RightConcat, RightInParts, breaks, shared_out
 from torch import nn
 
 from mmm_fusion import (
     FusionOutput,
 )
-from mmm_fusion.methods.add import pooled_to
 
 
 @breaks("parameters_get_gradients")
@@ -21,8 +20,8 @@ class Unused(Right):
 @breaks("parameters_get_gradients", "start_can_learn", "inputs_get_gradients")
 class Detached(Right):
     def fuse(self, text, image, **masks):
-        pooled = pooled_to(text, self.proj(image).detach(), **masks)
-        return FusionOutput(text + pooled, slice(0, text.shape[1]), masks["text_mask"])
+        share = shared_out(text, self.proj(image).detach(), **masks)
+        return FusionOutput(text + share, slice(0, text.shape[1]), masks["text_mask"])
 
 
 @breaks("parameters_get_gradients")
@@ -76,5 +75,5 @@ class TwoClosedGates(Right):
         self.one, self.other = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
 
     def fuse(self, text, image, **masks):
-        pooled = pooled_to(text, self.proj(image), **masks)
-        return FusionOutput(text + self.one * self.other * pooled, slice(0, text.shape[1]), masks["text_mask"])
+        share = shared_out(text, self.proj(image), **masks)
+        return FusionOutput(text + self.one * self.other * share, slice(0, text.shape[1]), masks["text_mask"])

@@ -6,13 +6,12 @@ import threading
 
 import torch
 import torch.nn.functional as F
-from broken_methods.right import Right, breaks
+from broken_methods.right import PIECES, Right, breaks, shared_out
 from torch import nn
 
 from mmm_fusion import (
     FusionOutput,
 )
-from mmm_fusion.methods.add import pooled_to
 
 
 @breaks("parameters_are_registered", "device")
@@ -57,7 +56,7 @@ class OneParameterTwoNames(Right):
         self.again.weight = self.proj.weight
 
     def fuse(self, text, image, **masks):
-        return super().fuse(text + pooled_to(text, self.again(image), **masks), image, **masks)
+        return super().fuse(text + shared_out(text, self.again(image), **masks), image, **masks)
 
 
 @breaks("parameters_are_not_shared")
@@ -69,7 +68,7 @@ class BufferOnAParameter(Right):
 KEPT: dict[int, nn.Parameter] = {}
 
 
-@breaks("parameters_are_not_shared", "evaluation_draws_no_random_numbers", "causal", "rows_do_not_mix")
+@breaks("parameters_are_not_shared", "evaluation_draws_no_random_numbers", "causal", "longer_text", "rows_do_not_mix")
 class OneParameterForAll(Right):
     def build(self):
         self.scale = KEPT.setdefault(self.dim, nn.Parameter(torch.ones(self.dim)))
@@ -78,7 +77,7 @@ class OneParameterForAll(Right):
         return super().fuse(text * self.scale, image, **masks)
 
 
-@breaks("state_dict", "parameters_are_registered", "read_then_join", "many_texts_of_one_image")
+@breaks("state_dict", "parameters_are_registered", "read_then_join", "many_texts_of_one_image", *PIECES)
 class MakesParametersLate(Right):
     def fuse(self, text, image, **masks):
         if not hasattr(self, "scale"):
@@ -118,8 +117,8 @@ class RemembersItsFirstWeights(Right):
             return super().fuse(text, image, **masks)
         if self.holder.weight is None:
             self.holder.weight = self.proj.weight.detach().clone()
-        pooled = pooled_to(text, F.linear(image, self.holder.weight, self.proj.bias), **masks)
-        return FusionOutput(text + pooled, slice(0, text.shape[1]), masks["text_mask"])
+        share = shared_out(text, F.linear(image, self.holder.weight, self.proj.bias), **masks)
+        return FusionOutput(text + share, slice(0, text.shape[1]), masks["text_mask"])
 
 
 @breaks("copies")

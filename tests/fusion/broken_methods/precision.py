@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from broken_methods.right import Right, RightOnAGrid, breaks
+from broken_methods.right import Right, RightOnAGrid, breaks, shared_out
 from torch import nn
 
 from mmm_fusion import (
     FusionOutput,
 )
-from mmm_fusion.methods.add import pooled_to
 
 
 @breaks("dtype")
@@ -38,9 +37,9 @@ class HalfUnderAutocast(Right):
 class CrashesUnderAutocast(Right):
     def fuse(self, text, image, text_mask, image_mask):
         output = super().fuse(torch.zeros_like(text), image, text_mask=text_mask, image_mask=image_mask)
-        pooled = pooled_to(text, self.proj(image), text_mask=text_mask, image_mask=image_mask)
+        share = shared_out(text, self.proj(image), text_mask=text_mask, image_mask=image_mask)
         everywhere = torch.arange(text.shape[1], device=text.device)
-        return output._replace(tokens=text.index_add(1, everywhere, pooled))
+        return output._replace(tokens=text.index_add(1, everywhere, share))
 
 
 @breaks("autocast")
@@ -55,8 +54,8 @@ class PromotesHalfOnAGrid(RightOnAGrid):
         return super().on_grid(image).float()
 
     def fuse(self, text, image, **masks):
-        pooled = pooled_to(text, self.proj(image.to(text.dtype)), **masks)
-        return FusionOutput(text + pooled.to(image.dtype), slice(0, text.shape[1]), masks["text_mask"])
+        share = shared_out(text, self.proj(image.to(text.dtype)), **masks)
+        return FusionOutput(text + share.to(image.dtype), slice(0, text.shape[1]), masks["text_mask"])
 
 
 @breaks("dtype")

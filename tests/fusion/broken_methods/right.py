@@ -16,14 +16,25 @@ from mmm_fusion import (
     check_text,
     prepend,
 )
-from mmm_fusion.methods.add import pooled_to
+from mmm_fusion.masks import count_on
+from mmm_fusion.methods.add import shares
 from mmm_fusion.testing import FusionContract, rules_of
 
 RULES = [name.removeprefix("test_") for name in rules_of(FusionContract)]
 PADDING = ["text_padding", "image_padding", "padding_may_hold_nan"]
 PARTS = ["read_then_join", "many_texts_of_one_image", "text_of_no_tokens"]
+PIECES = ["text_in_pieces", "join_goes_on"]
+FUTURE = ["causal", "longer_text", "text_in_pieces", "inputs_get_gradients"]
 WITH_A_GRID = [
-    *("lengths_are_free", "grid_must_match", "image_matters", "causal", "row_without_image", "image_padding"),
+    *(
+        "lengths_are_free",
+        "grid_must_match",
+        "image_matters",
+        "causal",
+        "longer_text",
+        "row_without_image",
+        "image_padding",
+    ),
     *("padding_may_hold_nan", "rows_do_not_mix", "parameters_are_registered"),
     *("parameters_get_gradients", "state_dict", "evaluation_is_deterministic", "inputs_are_left_alone", "autocast"),
     *(
@@ -38,7 +49,7 @@ WITH_A_GRID = [
     ),
 ]
 WITHOUT_AN_IMAGE = [
-    *("text_matters", "causal", "row_without_image", "text_padding", "padding_may_hold_nan"),
+    *("text_matters", "causal", "longer_text", "row_without_image", "text_padding", "padding_may_hold_nan"),
     *("parameters_get_gradients", "start_can_learn", "inputs_get_gradients", "parameters_are_registered"),
     *("state_dict", "copies", "device", "dtype"),
 ]
@@ -53,6 +64,12 @@ def breaks(*rules: str) -> Callable[[type[FusionMethod]], type[FusionMethod]]:
         return method
 
     return enter
+
+
+def shared_out(text: Tensor, image: Tensor, *, text_mask: Tensor | None, image_mask: Tensor | None) -> Tensor:
+    """For each word of a text its share of the image, as `add` has it."""
+    number, _ = count_on(text, text_mask, None)
+    return shares(number, image, image_mask)
 
 
 class Right(FusionMethod):
@@ -82,8 +99,8 @@ class Right(FusionMethod):
         return self.fuse(text, image, **masks)
 
     def fuse(self, text: Tensor, image: Tensor, **masks: Tensor | None) -> FusionOutput:
-        pooled = pooled_to(text, self.proj(image), **masks)
-        return FusionOutput(text + pooled, slice(0, text.shape[1]), masks["text_mask"])
+        share = shared_out(text, self.proj(image), **masks)
+        return FusionOutput(text + share, slice(0, text.shape[1]), masks["text_mask"])
 
 
 class RightConcat(Right):
@@ -125,7 +142,7 @@ class RightInParts(ImageFirst):
         image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
         return ImageMemory(image.new_zeros(len(image), 0, self.dim), context=(self.proj(image), image_mask))
 
-    def join(self, text, memory, *, text_mask=None):
+    def extend(self, text, memory, *, text_mask=None):
         text = check_text(self, text, memory=memory, text_mask=text_mask)
-        image, image_mask = memory.context
-        return text + pooled_to(text, image, text_mask=text_mask, image_mask=image_mask)
+        number, so_far = count_on(text, text_mask, *(memory.past or (None,)))
+        return text + shares(number, *memory.context), memory._replace(past=(so_far,))

@@ -7,7 +7,7 @@ import random
 import numpy
 import torch
 import torch.nn.functional as F
-from broken_methods.right import Right, RightInParts, breaks
+from broken_methods.right import PIECES, Right, RightInParts, breaks
 
 
 @breaks("evaluation_is_deterministic")
@@ -76,7 +76,7 @@ class TurnsGradientsOff(Right):
         return output
 
 
-@breaks("inputs_are_left_alone", "strides")
+@breaks("inputs_are_left_alone", "strides", "longer_text")
 class MasksInPlace(Right):
     def forward(self, text, image, *, text_mask=None, image_mask=None, image_grid=None):
         if text_mask is not None:
@@ -84,11 +84,18 @@ class MasksInPlace(Right):
         return super().forward(text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
 
 
-@breaks("inputs_are_left_alone", "read_then_join", "many_texts_of_one_image")
-class JoinsInPlace(RightInParts):
-    def join(self, text, memory, *, text_mask=None):
+@breaks("inputs_are_left_alone", "read_then_join", "many_texts_of_one_image", *PIECES)
+class ScalesTheMemoryInPlace(RightInParts):
+    def extend(self, text, memory, *, text_mask=None):
         memory.context[0].mul_(1.5)
-        return super().join(text, memory, text_mask=text_mask)
+        return super().extend(text, memory, text_mask=text_mask)
+
+
+@breaks("inputs_are_left_alone", "join_goes_on")
+class CountsInPlace(RightInParts):
+    def extend(self, text, memory, *, text_mask=None):
+        tokens, after = super().extend(text, memory, text_mask=text_mask)
+        return tokens, memory._replace(past=(memory.past[0].copy_(after.past[0]),)) if memory.past else after
 
 
 @breaks("global_state")

@@ -31,6 +31,7 @@ class Film(ImageFirst):
 
     name = "film"
     contract = 1
+    tokenwise = True
 
     def __init__(self, dim: int, image_dim: int, *, heads: int, dropout: float) -> None:
         super().__init__()

@@ -58,3 +58,33 @@ def pack(
     bounds = F.pad(mask.sum(dim=1).cumsum(dim=0), (1, 1), value=mask.numel())
     bounds[0] = 0
     return x.flatten(0, 1)[order][None], bounds
+
+
+def unpack(x: Float[Tensor, "r n e"], mask: Bool[Tensor, "b m"] | None) -> Float[Tensor, "b m e"]:
+    """What a layer made of packed rows, each token in its place. What stands at padding means nothing.
+
+    Args:
+        x: As `pack` lays out tokens.
+        mask: The mask that `pack` was given.
+    Returns:
+        `(b, m, e)`.
+    """
+    if mask is None:
+        return x
+    order = real_first(mask.flatten()[None])[0]
+    out: Tensor = torch.empty_like(x[0]).index_copy(0, order, x[0]).unflatten(0, mask.shape)
+    return out
+
+
+def pack_states(
+    states: tuple[Float[Tensor, "b e n"], ...], mask: Bool[Tensor, "b m"] | None
+) -> tuple[Float[Tensor, "s e n"], ...]:
+    """The states from which packed rows are read on.
+
+    Args:
+        states: One a row.
+        mask: The mask that `pack` was given.
+    Returns:
+        Without a mask as they are; else `(b + 1, e, n)`, with one of zeros for the padding, which `pack` puts last.
+    """
+    return states if mask is None else tuple(torch.cat([each, torch.zeros_like(each[:1])]) for each in states)

@@ -11,10 +11,11 @@ from mmm_fusion.errors import (
 )
 from mmm_fusion.hookspecs import hookimpl
 from mmm_fusion.image_first import ImageFirst
-from mmm_fusion.inputs import check_arguments, check_counts, check_image, check_inputs, check_text, joint_mask, prepend
+from mmm_fusion.inputs import check_arguments, check_counts, check_image, check_inputs, check_text, prepend
 from mmm_fusion.interface import CONTRACT, FusionMethod, FusionOutput, ImageMemory
 from mmm_fusion.loading import Failure
 from mmm_fusion.local import load_file, register
+from mmm_fusion.masks import joint_mask
 from mmm_fusion.plugins import available, create, failures
 
 __all__ = [

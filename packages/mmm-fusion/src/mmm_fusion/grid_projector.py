@@ -30,6 +30,8 @@ class GridProjector(ImageFirst):
         dropout: On the image tokens that stand before the text.
     """
 
+    tokenwise = True
+
     def __init__(self, dim: int, image_dim: int, *, heads: int, dropout: float) -> None:
         super().__init__()
         check_arguments(self, dim, image_dim, heads=heads, dropout=dropout)

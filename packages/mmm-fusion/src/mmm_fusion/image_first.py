@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from mmm_fusion.inputs import check_inputs, check_text, prepend
+from mmm_fusion.inputs import check_text, given_image, prepend
 from mmm_fusion.interface import FusionMethod, FusionOutput, ImageMemory
 
 if TYPE_CHECKING:
@@ -14,11 +14,16 @@ if TYPE_CHECKING:
 
 
 class ImageFirst(FusionMethod):
-    """A fusion method in two parts, of which the first knows the image alone.
+    """A fusion method in two parts, of which the first knows the image alone: it is read once for all its texts.
 
-    Define `read`, and `join` where the text is more than appended to what `read` puts before it; `forward` is made of
-    the two. An image is then read once, however many texts are about it. `read` begins with `check_image`, `join` with
-    `check_text`.
+    Define `read`, and of the second part at most one:
+
+    - nothing, where all of the image stands before the text, and the text stays as it is;
+    - `join`, and `tokenwise = True`, where each text token is joined by itself;
+    - `extend`, where a text token depends on those before it, or on how many they are. It returns what the next ones
+      need in the memory's `past`, and `join` follows from it.
+
+    `forward` is made of the two parts. `read` begins with `check_image`, `join` or `extend` with `check_text`.
     """
 
     def forward(
@@ -31,7 +36,7 @@ class ImageFirst(FusionMethod):
         image_grid: tuple[int, int] | None = None,
     ) -> FusionOutput:
         """Fuse to `(b, k + l, dim)`, k tokens of them the prefix that `read` made; see `FusionMethod.forward`."""
-        text, image = check_inputs(self, text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
+        image = given_image(self, text, image, image_mask=image_mask, image_grid=image_grid)
         memory = self.read(image, image_mask=image_mask, image_grid=image_grid)
         tokens = self.join(text, memory, text_mask=text_mask)
         return prepend(memory.prefix, tokens, text_mask=text_mask, image_mask=memory.prefix_mask)
@@ -49,5 +54,15 @@ class ImageFirst(FusionMethod):
     def join(
         self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
     ) -> Float[Tensor, "b l dim"]:
-        """The text as it is: all of the image stands before it. See `FusionMethod.join`."""
+        """The text as it is, or where a subclass defines `extend`, what that gives. See `FusionMethod.join`."""
+        if type(self).extend is not ImageFirst.extend:
+            return self.extend(text, memory, text_mask=text_mask)[0]
         return check_text(self, text, memory=memory, text_mask=text_mask)
+
+    def extend(
+        self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
+    ) -> tuple[Float[Tensor, "b l dim"], ImageMemory]:
+        """The text as it is, or where a subclass defines `join`, what follows from that. See `FusionMethod.extend`."""
+        if type(self).join is not ImageFirst.join:
+            return super().extend(text, memory, text_mask=text_mask)
+        return check_text(self, text, memory=memory, text_mask=text_mask), memory

@@ -9,6 +9,7 @@ import torch
 
 from mmm_fusion.errors import ArgumentError, InputError
 from mmm_fusion.interface import FusionMethod, FusionOutput, ImageMemory
+from mmm_fusion.masks import joint_mask
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -77,14 +78,34 @@ def check_inputs(
         InputError: Names the tensor, what it must be and what it is.
     """
     text = check_text(method, text, text_mask=text_mask)
+    image = given_image(method, text, image, image_mask=image_mask, image_grid=image_grid)
+    return text, check_image(method, image, image_mask=image_mask, image_grid=image_grid)
+
+
+def given_image(
+    method: FusionMethod,
+    text: Float[Tensor, "b l dim"],
+    image: Float[Tensor, "b p image_dim"] | None,
+    *,
+    image_mask: Bool[Tensor, "b p"] | None,
+    image_grid: tuple[int, int] | None,
+) -> Float[Tensor, "b p image_dim"]:
+    """The part of `check_inputs` that takes text and image together: `read` and `join` check the rest.
+
+    Returns:
+        The image as it is, or one of no tokens in the place of None.
+    Raises:
+        InputError: Text and image do not fit each other in their shapes, or what belongs to an image comes without.
+    """
     where = f"fusion method '{method.name}'"
+    _check_shape(where, "text", text, b=None, l=None, dim=method.dim)
     if image is not None:
         _check_shape(where, "image", image, b=len(text), p=None, image_dim=method.image_dim)
-        return text, check_image(method, image, image_mask=image_mask, image_grid=image_grid)
+        return image
     for name, value in {"image_mask": image_mask, "image_grid": image_grid}.items():
         if value is not None:
             raise InputError(f"{where}: `{name}` must be None where `image` is None. Pass both or neither.")
-    return text, text.new_zeros(len(text), 0, method.image_dim)
+    return next(method.parameters(), text).new_zeros(len(text), 0, method.image_dim)
 
 
 def check_text(
@@ -170,31 +191,6 @@ def prepend(
     p, l = image.shape[1], text.shape[1]
     mask = joint_mask(text, p, text_mask=text_mask, image_mask=image_mask)
     return FusionOutput(torch.cat([image.to(text.dtype), text], dim=1), slice(p, p + l), mask)
-
-
-def joint_mask(
-    text: Float[Tensor, "b l dim"],
-    p: int,
-    *,
-    text_mask: Bool[Tensor, "b l"] | None,
-    image_mask: Bool[Tensor, "b p"] | None,
-) -> Bool[Tensor, "b m"] | None:
-    """The mask of the sequence [image; text].
-
-    Args:
-        text: Text tokens.
-        p: Number of image tokens.
-        text_mask: `(b, l)`, or None where all are real.
-        image_mask: `(b, p)`, or None where all are real.
-    Returns:
-        `(b, p + l)`, or None where all are real.
-    """
-    if text_mask is None and image_mask is None:
-        return None
-    real = torch.ones(1, 1, dtype=torch.bool, device=text.device)
-    image_mask = real.expand(len(text), p) if image_mask is None else image_mask
-    text_mask = real.expand(*text.shape[:2]) if text_mask is None else text_mask
-    return torch.cat([image_mask, text_mask], dim=1)
 
 
 def _check_shape(where: str, name: str, tensor: Tensor, **axes: int | None) -> None:

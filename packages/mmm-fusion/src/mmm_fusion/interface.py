@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
+from mmm_fusion.masks import joint_mask
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -37,11 +39,14 @@ class ImageMemory(NamedTuple):
         prefix: `(b, k, dim)`, the image tokens that stand before every text; k is 0 where the method keeps none there.
         prefix_mask: `(b, k)` bool, True for a real token; None: all are.
         context: What `join` needs besides. Tensors have one row an image.
+        past: What the text so far left behind, for the text that goes on; empty before its start. Tensors have one
+            row a text.
     """
 
     prefix: Float[Tensor, "b k dim"]
     prefix_mask: Bool[Tensor, "b k"] | None = None
     context: tuple[Any, ...] = ()
+    past: tuple[Any, ...] = ()
 
     def rows(self, index: Int[Tensor, " q"]) -> ImageMemory:
         """The memory of some of the images, in any order and as often as wanted.
@@ -51,11 +56,13 @@ class ImageMemory(NamedTuple):
         Returns:
             A memory of q rows.
         """
-        prefix, mask, *context = (
-            each.index_select(0, index) if isinstance(each, torch.Tensor) else each
-            for each in (self.prefix, self.prefix_mask, *self.context)
+
+        def pick(each: Any) -> Any:
+            return each.index_select(0, index) if isinstance(each, torch.Tensor) else each
+
+        return ImageMemory(
+            pick(self.prefix), pick(self.prefix_mask), tuple(map(pick, self.context)), tuple(map(pick, self.past))
         )
-        return ImageMemory(prefix, mask, tuple(context))
 
 
 class FusionMethod(nn.Module, ABC):
@@ -67,8 +74,9 @@ class FusionMethod(nn.Module, ABC):
     What must hold, and `mmm_fusion.testing.FusionContract` checks:
 
     - The method projects `image_dim` to `dim` itself. The widths, and the lengths `l` and `p`, are free of each other.
-    - Causal: the output at text position i depends on the image and on text up to i. Image tokens, where they stay
-      in the sequence, come before the text.
+    - Causal: the output at text position i depends on the image and on text up to i, and not on the text's length.
+      Image tokens, where they stay in the sequence, come before the text.
+    - A text in pieces, by `extend`, gives what it gives as a whole.
     - With `image=None` the result is the text's own positions. A row whose `image_mask` is all False behaves so too.
     - Padding changes nothing at real positions, whatever it holds, and wherever it stands.
     - The image changes what the text says, or stands before it. Rows of a batch do not mix.
@@ -81,6 +89,9 @@ class FusionMethod(nn.Module, ABC):
     contract: ClassVar[int] = 1
     """The contract the method is written for. Stays 1 here in every version: a class that says nothing was
     written for the first, whatever is installed."""
+
+    tokenwise: ClassVar[bool] = False
+    """Whether `join` takes each text token by itself: no other token of the text matters to it, nor its place."""
 
     dim: int
     image_dim: int
@@ -137,11 +148,39 @@ class FusionMethod(nn.Module, ABC):
 
         Args:
             text: As in `forward`.
-            memory: What `read` returned, a row for each text: see `ImageMemory.rows`.
+            memory: What `read` returned, a row for each text: see `ImageMemory.rows`. Or what `extend` returned: the
+                text then goes on from there.
             text_mask: As in `forward`.
         Returns:
             The tokens at the text's positions; `memory.prefix` stands before them.
         """
+        if memory.past:
+            return self.extend(text, memory, text_mask=text_mask)[0]
         image, image_mask, image_grid = memory.context
         fused: FusionOutput = self(text, image, text_mask=text_mask, image_mask=image_mask, image_grid=image_grid)
         return fused.tokens[:, fused.text]
+
+    def extend(
+        self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
+    ) -> tuple[Float[Tensor, "b l dim"], ImageMemory]:
+        """Join a piece of a text, and say with what the text goes on: what a generator of texts calls.
+
+        However a text is cut in pieces, they give what `join` gives for the whole. As it stands it serves every
+        method. If `tokenwise`, it is `join`; else it keeps the text so far and joins all of it anew, so that a piece
+        costs more from call to call. A method that can do with less defines it: see `ImageFirst`.
+
+        Args:
+            text: The next tokens, `(b, l, dim)`; l may be 0.
+            memory: What `read` returned, a row for each text, or what this returned for the piece before. It is left
+                as it is: any number of texts may go on from it.
+            text_mask: As in `forward`. A row whose piece is all padding goes on as if there had been none.
+        Returns:
+            The tokens at the text's positions, `(b, l, dim)`, and the memory with which the text goes on.
+        """
+        if self.tokenwise:
+            return self.join(text, memory, text_mask=text_mask), memory
+        before, before_mask = memory.past or (text[:, :0], None)
+        mask = joint_mask(text, before.shape[1], text_mask=text_mask, image_mask=before_mask)
+        so_far = torch.cat([before, text], dim=1)
+        tokens = self.join(so_far, memory._replace(past=()), text_mask=mask)
+        return tokens[:, before.shape[1] :], memory._replace(past=(so_far, mask))

@@ -43,7 +43,9 @@ def check_method(method: object) -> None:
     reading, joining = ("self", "image", "image_mask", "image_grid"), ("self", "text", "memory", "text_mask")
     call = "(self, image, *, image_mask=None, image_grid=None)"
     _check_signature(f"{where}.read", method.read, call, reading, 2)
-    _check_signature(f"{where}.join", method.join, "(self, text, memory, *, text_mask=None)", joining, 3)
+    call = "(self, text, memory, *, text_mask=None)"
+    _check_signature(f"{where}.join", method.join, call, joining, 3)
+    _check_signature(f"{where}.extend", method.extend, call, joining, 3)
 
 
 def _other_contract(contract: object) -> str:

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmm_block.padding import past_padding, real_first
+from mmm_block.padding import pack, pack_states, real_first, unpack
 from mmm_core import causal_conv1d, init_ssm, selective_scan
 from mmm_fusion import ImageFirst, ImageMemory, check_arguments, check_counts, check_image, check_text
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 
@@ -80,7 +80,7 @@ class CrossMamba(ImageFirst):
             order = real_first(image_mask)
             image, real = image.take_along_dim(order[..., None], 1), real.take_along_dim(order, 1)
         side, padding = self.image_side, ~real[..., None]
-        u, delta, B, C = side(side.norm(self.dropout(self.proj(image)).to(image.dtype)))
+        (u, delta, B, C), _ = side(side.norm(self.dropout(self.proj(image)).to(image.dtype)))
         # A step of 0 leaves the state as it is: padding, which comes last, counts nothing.
         delta = F.softplus(wide(delta) + wide(side.dt_proj.bias)).masked_fill(padding, 0)
         _, state = selective_scan(u, delta, side.A(), B, C, return_final_state=True)
@@ -88,22 +88,37 @@ class CrossMamba(ImageFirst):
         mean = (wide(C).masked_fill(padding, 0).sum(dim=1) / count).to(C.dtype)  # (b, n)
         return ImageMemory(image.new_zeros(len(image), 0, self.dim), context=(state, mean))
 
-    def join(
+    def extend(
         self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
-    ) -> Float[Tensor, "b l dim"]:
-        """Scan the text and read both states, each with the C of the other; see `FusionMethod.join`."""
+    ) -> tuple[Float[Tensor, "b l dim"], ImageMemory]:
+        """Scan the text and read both states, each with the C of the other. Of the text its own state is kept.
+
+        See `FusionMethod.extend`.
+        """
         text = check_text(self, text, memory=memory, text_mask=text_mask)
         state, mean = memory.context
-        side = self.text_side
-
-        def scan(x: Tensor) -> Tensor:
-            u, delta, B, C = side(x)
-            z, bias, other = self.z_proj(x), side.dt_proj.bias, mean[:, None].expand_as(B)
-            y = selective_scan(u, delta, side.A(), B, other, self.D, z, bias, delta_softplus=True)  # (b, l, e)
-            return y + C @ state.mT.to(C.dtype) * F.silu(z)  # type: ignore[no-any-return]
-
-        y = past_padding(scan, side.norm(text), text_mask)
-        return text + self.dropout(self.out_proj(y))  # type: ignore[no-any-return]
+        side, x = self.text_side, self.text_side.norm(text)
+        conv, ssm = pack_states(memory.past, text_mask) or (None, None)
+        packed, bounds = pack(x, text_mask)
+        (u, delta, B, C), conv = side(packed, conv, bounds)
+        other, _ = pack(mean[:, None].expand(*text.shape[:2], -1), text_mask)
+        y, ssm = selective_scan(
+            u,
+            delta,
+            side.A(),
+            B,
+            other,
+            self.D,
+            delta_bias=side.dt_proj.bias,
+            delta_softplus=True,
+            initial_state=ssm,
+            return_final_state=True,
+            cu_seqlens=bounds,
+        )
+        y, C = unpack(y, text_mask), unpack(C, text_mask)  # (b, l, e), (b, l, n)
+        y = (y + C @ state.mT.to(C.dtype)) * F.silu(self.z_proj(x))
+        text = text + self.dropout(self.out_proj(y))
+        return text, memory._replace(past=(conv[: len(text)], ssm[: len(text)]))
 
 
 class Side(nn.Module):
@@ -127,14 +142,25 @@ class Side(nn.Module):
         """The transition, below zero."""
         return -wide(self.A_log).exp()
 
-    def forward(self, x: Float[Tensor, "b l d"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """u, delta before its bias and softplus, B and C, from normed tokens."""
-        conv = self.conv1d
-        u: Tensor = causal_conv1d(  # type: ignore[assignment]  # a tensor alone, where no state is asked for
-            self.in_proj(x), conv.weight.squeeze(1), conv.bias, activation="silu"
+    def forward(
+        self,
+        x: Float[Tensor, "b l d"],
+        conv: Float[Tensor, "b e t"] | None = None,
+        cu_seqlens: Int[Tensor, " bounds"] | None = None,
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """u, delta before its bias and softplus, B and C, from normed tokens; and the state of the convolution."""
+        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+        u, conv = causal_conv1d(
+            self.in_proj(x),
+            weight,
+            bias,
+            activation="silu",
+            initial_state=conv,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
         )
         dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
-        return u, F.linear(dt, self.dt_proj.weight), B, C
+        return (u, F.linear(dt, self.dt_proj.weight), B, C), conv
 
 
 def wide(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mmm_block.padding import pack, past_padding
+from mmm_block.padding import pack, pack_states, unpack
 from mmm_core import Mamba, MambaState
 from mmm_fusion import ImageFirst, ImageMemory, check_arguments, check_counts, check_image, check_text
 
@@ -74,11 +74,16 @@ class State(ImageFirst):
         conv, ssm = (each[: len(image)] for each in state)
         return ImageMemory(image[:, :0], context=(conv, ssm))
 
-    def join(
+    def extend(
         self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
-    ) -> Float[Tensor, "b l dim"]:
-        """Scan the text from that state on, and add it to the text; see `FusionMethod.join`."""
+    ) -> tuple[Float[Tensor, "b l dim"], ImageMemory]:
+        """Scan the text from that state on, and add it to the text. The state behind it is all that is kept of both.
+
+        See `FusionMethod.extend`.
+        """
         text = check_text(self, text, memory=memory, text_mask=text_mask)
-        state = MambaState(*memory.context)
-        branch: Tensor = past_padding(lambda x: self.mixer(x, state), self.norm_text(text), text_mask)
-        return text + self.dropout(branch)  # type: ignore[no-any-return]
+        packed, bounds = pack(self.norm_text(text), text_mask)
+        state = MambaState(*pack_states(memory.past or memory.context, text_mask))
+        branch, state = self.mixer(packed, state, return_state=True, cu_seqlens=bounds)
+        text = text + self.dropout(unpack(branch, text_mask))
+        return text, memory._replace(past=tuple(each[: len(text)] for each in state))

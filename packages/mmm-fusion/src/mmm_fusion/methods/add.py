@@ -1,7 +1,8 @@
-"""`add`: the projected image tokens are added to the text.
+"""`add`: the projected image tokens are added to the text, coarse to fine.
 
-Token by token where the two are of one length; else the image tokens, in raster order, are first averaged down
-(or repeated up) to the length of the text, with the windows of adaptive average pooling.
+The first text token takes the mean of all image tokens, the next two those of the halves, the next four those of the
+quarters, and so on down to single tokens; then again from the start. So what a text token takes depends on its own
+place and not on the length of the text: an answer must not change when a word is appended to it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from torch import nn
 from mmm_fusion.image_first import ImageFirst
 from mmm_fusion.inputs import check_arguments, check_image, check_text
 from mmm_fusion.interface import ImageMemory
+from mmm_fusion.masks import count_on
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
+
+LEVELS = 32
+"""Enough for 2**32 image tokens."""
 
 
 class Add(ImageFirst):
-    """Image tokens, projected and pooled to the text's length, added to the text.
+    """Image tokens, projected, and added to the text in shares that grow finer from token to token.
 
     Args:
         dim: Width of the text.
@@ -51,51 +56,49 @@ class Add(ImageFirst):
         image = self.dropout(self.proj(image))  # (b, p, dim)
         return ImageMemory(image[:, :0], context=(image, image_mask))
 
-    def join(
+    def extend(
         self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
-    ) -> Float[Tensor, "b l dim"]:
-        """Add to each text token its share of the image tokens; see `FusionMethod.join`."""
+    ) -> tuple[Float[Tensor, "b l dim"], ImageMemory]:
+        """Add to each text token its share of the image; of the text so far only the number is kept."""
         text = check_text(self, text, memory=memory, text_mask=text_mask)
-        image, image_mask = memory.context
-        return text + pooled_to(text, image, text_mask=text_mask, image_mask=image_mask)
+        (before,) = memory.past or (None,)
+        number, so_far = count_on(text, text_mask, before)
+        return text + shares(number, *memory.context), memory._replace(past=(so_far,))
 
 
-def pooled_to(
-    text: Float[Tensor, "b l dim"],
-    image: Float[Tensor, "b p dim"],
-    *,
-    text_mask: Bool[Tensor, "b l"] | None,
-    image_mask: Bool[Tensor, "b p"] | None,
+def shares(
+    number: Int[Tensor, "#b l"], image: Float[Tensor, "b p dim"], image_mask: Bool[Tensor, "b p"] | None
 ) -> Float[Tensor, "b l dim"]:
-    """For each text token the mean of its window of the image tokens.
+    """For each text token the mean of its share of the image tokens.
 
     Args:
-        text: Text tokens.
+        number: The how-many-th real token of its row each is; 1 is the first.
         image: Image tokens, already `dim` wide.
-        text_mask: `(b, l)`, or None where all are real.
         image_mask: `(b, p)`, or None where all are real.
     Returns:
         `(b, l, dim)`; zeros in a row without real image tokens.
     """
-    everywhere = torch.ones(1, 1, dtype=torch.bool, device=text.device)
-    window = pooling_windows(
-        everywhere.expand(1, text.shape[1]) if text_mask is None else text_mask,
-        everywhere.expand(1, image.shape[1]) if image_mask is None else image_mask,
-    )
-    size = window.sum(dim=2, keepdim=True).clamp(min=1)  # (b, l, 1)
-    return window.to(image.dtype) @ image / size.to(image.dtype)
+    if image_mask is None:
+        image_mask = torch.ones(1, image.shape[1], dtype=torch.bool, device=image.device)
+    share = shares_of(number, image_mask)
+    size = share.sum(dim=2, keepdim=True).clamp(min=1)  # (b, l, 1)
+    return share.to(image.dtype) @ image / size.to(image.dtype)
 
 
-def pooling_windows(text_mask: Bool[Tensor, "#b l"], image_mask: Bool[Tensor, "#b p"]) -> Bool[Tensor, "#b l p"]:
-    """Which image tokens each text token takes the average of.
+def shares_of(number: Int[Tensor, "#b l"], image_mask: Bool[Tensor, "#b p"]) -> Bool[Tensor, "b l p"]:
+    """Which image tokens each text token takes the mean of.
 
-    Real tokens are counted, padding is passed over: the i-th of l real text tokens takes the real image tokens
-    from floor(i p / l) to below ceil((i + 1) p / l), as `torch.nn.functional.adaptive_avg_pool1d` does.
+    p real image tokens are cut in 1, 2, 4, ... windows, level by level, and on the last level in p. The windows of a
+    level are those of `torch.nn.functional.adaptive_avg_pool1d`: of w the i-th is from floor(i p / w) to below
+    ceil((i + 1) p / w).
     """
-    l = text_mask.sum(dim=1)[:, None, None].clamp(min=1)
     p = image_mask.sum(dim=1)[:, None, None]
-    i = text_mask.cumsum(dim=1)[:, :, None] - 1  # (b, l, 1), ranks of the real tokens
-    j = image_mask.cumsum(dim=1)[:, None, :] - 1  # (b, 1, p)
-    start, stop = i * p // l, ((i + 1) * p + l - 1) // l
-    real = text_mask[:, :, None] & image_mask[:, None, :]
-    return real & (start <= j) & (j < stop)
+    sizes = 2 ** torch.arange(LEVELS, device=number.device)  # numbers of windows, were there a level after the last
+    period = (sizes * (sizes < p)).sum(dim=2, keepdim=True) + p
+    i = (number[:, :, None] - 1) % period.clamp(min=1)  # (b, l, 1), the place in the levels together
+    before = (sizes * (2 * sizes <= i + 1)).sum(dim=2, keepdim=True)  # windows of the levels before that of i
+    windows = torch.minimum(before + 1, p.clamp(min=1))
+    i = i - before
+    start, stop = i * p // windows, ((i + 1) * p + windows - 1) // windows
+    j = image_mask.cumsum(dim=1)[:, None, :] - 1  # (b, 1, p), ranks of the real image tokens
+    return image_mask[:, None, :] & (start <= j) & (j < stop)

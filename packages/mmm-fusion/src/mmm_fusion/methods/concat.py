@@ -31,6 +31,7 @@ class Concat(ImageFirst):
     """
 
     name = "concat"
+    tokenwise = True
 
     def __init__(self, dim: int, image_dim: int, *, heads: int, dropout: float) -> None:
         super().__init__()

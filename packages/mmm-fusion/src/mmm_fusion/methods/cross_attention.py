@@ -38,6 +38,7 @@ class CrossAttention(ImageFirst):
     """
 
     name = "cross_attention"
+    tokenwise = True
 
     def __init__(self, dim: int, image_dim: int, *, heads: int, dropout: float, ratio: float = 4.0) -> None:
         super().__init__()

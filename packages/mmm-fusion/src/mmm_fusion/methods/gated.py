@@ -35,6 +35,7 @@ class Gated(ImageFirst):
     """
 
     name = "gated"
+    tokenwise = True
 
     def __init__(self, dim: int, image_dim: int, *, heads: int, dropout: float) -> None:
         super().__init__()

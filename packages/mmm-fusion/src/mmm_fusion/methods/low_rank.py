@@ -37,6 +37,7 @@ class LowRank(ImageFirst):
     """
 
     name = "low_rank"
+    tokenwise = True
 
     def __init__(self, dim: int, image_dim: int, *, heads: int, dropout: float, rank: int = 4) -> None:
         super().__init__()

@@ -36,6 +36,7 @@ class Matmul(ImageFirst):
     """
 
     name = "matmul"
+    tokenwise = True
 
     def __init__(self, dim: int, image_dim: int, *, heads: int, dropout: float) -> None:
         super().__init__()

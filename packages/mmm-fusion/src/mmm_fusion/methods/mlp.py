@@ -13,7 +13,7 @@ from mmm_fusion.methods.add import Add
 
 
 class MLP(Add):
-    """Image tokens through a two-layer perceptron, pooled to the text's length and added to the text.
+    """Image tokens through a two-layer perceptron, and added to the text as in `add`.
 
     Args:
         dim: Width of the text.

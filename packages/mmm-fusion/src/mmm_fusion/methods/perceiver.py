@@ -40,6 +40,7 @@ class Perceiver(ImageFirst):
     """
 
     name = "perceiver"
+    tokenwise = True
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class QFormer(ImageFirst):
     """
 
     name = "q_former"
+    tokenwise = True
 
     def __init__(
         self,

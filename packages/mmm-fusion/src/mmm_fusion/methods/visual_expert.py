@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmm_fusion.image_first import ImageFirst
-from mmm_fusion.inputs import check_arguments, check_image, check_text, joint_mask
+from mmm_fusion.inputs import check_arguments, check_image, check_text
 from mmm_fusion.interface import ImageMemory
+from mmm_fusion.masks import count_on, joint_mask
 from mmm_fusion.methods.mlp import hidden_width
 
 if TYPE_CHECKING:
@@ -62,17 +63,21 @@ class VisualExpert(ImageFirst):
         image = self.image_expert(image, attend(q, k, v, image_mask))
         return ImageMemory(image, image_mask, (k, v, image_mask))
 
-    def join(
+    def extend(
         self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
-    ) -> Float[Tensor, "b l dim"]:
-        """Run the text's expert, which sees the image and the text so far; see `FusionMethod.join`."""
+    ) -> tuple[Float[Tensor, "b l dim"], ImageMemory]:
+        """Run the text's expert, which sees the image and the text so far. The keys and values of both are kept.
+
+        So what is kept grows with the text, and the cost of a token with it. See `FusionMethod.extend`.
+        """
         text = check_text(self, text, memory=memory, text_mask=text_mask)
-        image_k, image_v, image_mask = memory.context
-        real = torch.ones_like(text[:1, :, 0], dtype=torch.bool) if text_mask is None else text_mask
-        q, k, v = split_heads(self.text_expert.qkv(text), self.heads, real.cumsum(dim=1))  # positions 1, 2, ...
-        joint = joint_mask(text, image_k.shape[2], text_mask=text_mask, image_mask=image_mask)
-        attended = attend(q, torch.cat([image_k, k], dim=2), torch.cat([image_v, v], dim=2), joint)
-        return self.text_expert(text, attended)  # type: ignore[no-any-return]
+        k, v, mask, before = memory.past or (*memory.context, None)
+        position, so_far = count_on(text, text_mask, before)
+        q, text_k, text_v = split_heads(self.text_expert.qkv(text), self.heads, position)
+        mask = joint_mask(text, k.shape[2], text_mask=text_mask, image_mask=mask)
+        k, v = torch.cat([k, text_k], dim=2), torch.cat([v, text_v], dim=2)  # (b, h, p and the text so far, d)
+        text = self.text_expert(text, attend(q, k, v, mask))
+        return text, memory._replace(past=(k, v, mask, so_far))
 
 
 class Expert(nn.Module):
@@ -113,8 +118,8 @@ def attend(
 ) -> Float[Tensor, "b l dim"]:
     """Attention of the last l of m positions, each to itself and the real ones before it."""
     l, m = q.shape[2], k.shape[2]
-    if mask is None and l == m:
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if mask is None and l in (1, m):  # a single position sees all
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=l == m)
     else:
         here, there = (torch.arange(first, m, device=q.device) for first in (m - l, 0))
         seen = there <= here[:, None]  # (l, m)

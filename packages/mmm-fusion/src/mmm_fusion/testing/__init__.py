@@ -19,6 +19,7 @@ from mmm_fusion.testing.gradients import GradientRules
 from mmm_fusion.testing.layout import LayoutRules
 from mmm_fusion.testing.module import ModuleRules
 from mmm_fusion.testing.parts import PartsRules
+from mmm_fusion.testing.pieces import PiecesRules
 from mmm_fusion.testing.precision import PrecisionRules
 from mmm_fusion.testing.rule import ContractViolation, Rule
 from mmm_fusion.testing.runner import Finding, findings, rules_of
@@ -32,6 +33,7 @@ class FusionContract(
     DependenceRules,
     BatchRules,
     PartsRules,
+    PiecesRules,
     GradientRules,
     ModuleRules,
     CompilationRules,

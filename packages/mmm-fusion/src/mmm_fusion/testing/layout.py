@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmm_fusion.testing.kit import Kit
+from mmm_fusion.testing.parts import extend, read
 from mmm_fusion.testing.probes import compare, fuse, kinds_of_image, masks, real, same, where
 from mmm_fusion.testing.rule import require, rule
 
@@ -57,6 +58,12 @@ class LayoutRules(Kit):
                 for name, tensor in (("tokens", output.tokens), ("mask", output.mask)):
                     here = tensor is None or tensor.device == text.device
                     require(here, f"{name} are not where the text is{where(kind, training)}.")
+                if picture is not None:
+                    memory = read(method, picture, **given)
+                    for _ in range(2):
+                        tokens, memory = extend(method, text, memory, text_mask)
+                        seen = f"tokens are not where the text is, by extend{where(kind, training)}."
+                        require(tokens.device == text.device, seen)
 
 
 def layouts(*tensors: Tensor) -> Iterator[tuple[str, tuple[Tensor, ...]]]:

@@ -90,6 +90,18 @@ def join(method: FusionMethod, text: Tensor, memory: ImageMemory, text_mask: Ten
     return method.join(text, memory, text_mask=text_mask)
 
 
+def extend(
+    method: FusionMethod, text: Tensor, memory: ImageMemory, text_mask: Tensor | None
+) -> tuple[Tensor, ImageMemory]:
+    """Join a piece of a text."""
+    result = method.extend(text, memory, text_mask=text_mask)
+    pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], ImageMemory)
+    require(pair, f"extend gives {type(result).__name__} in place of (tokens, ImageMemory).")
+    tokens = result[0]
+    require(tokens.shape == text.shape, f"extend gives {tuple(tokens.shape)} for {tuple(text.shape)}.")
+    return result
+
+
 def put_together(memory: ImageMemory, text: Tensor, text_mask: Tensor | None) -> FusionOutput:
     """The sequence that the two parts give."""
     k, l = memory.prefix.shape[1], text.shape[1]

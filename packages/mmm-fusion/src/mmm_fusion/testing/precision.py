@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmm_fusion.interface import FusionMethod
 from mmm_fusion.testing.kit import Kit
-from mmm_fusion.testing.parts import join, read
+from mmm_fusion.testing.parts import extend, read
 from mmm_fusion.testing.probes import fuse, kinds_of_image, masks, real, where
 from mmm_fusion.testing.rule import require, rule
 
@@ -35,7 +35,7 @@ class PrecisionRules(Kit):
         "make masks and constants in the dtype of the text: text.new_zeros, x.to(text.dtype).",
     )
     def test_dtype(self) -> None:
-        """float16, bfloat16, float32 and float64 come out as they go in, by `read` and `join` too."""
+        """float16, bfloat16, float32 and float64 come out as they go in, by `read` and `extend` too."""
         for dtype, cast in CASTS.items():
             method = cast(self.make())
             text, image = (x.to(dtype) for x in self.inputs(p=12))
@@ -46,7 +46,9 @@ class PrecisionRules(Kit):
                     if picture is not None:
                         memory = read(method, picture, **given)
                         check_tokens(memory.prefix, dtype, f" by read{where(kind, False)}")
-                        check_tokens(join(method, text, memory, text_mask), dtype, f" by join{where(kind, False)}")
+                        for _ in range(2):
+                            tokens, memory = extend(method, text, memory, text_mask)
+                            check_tokens(tokens, dtype, f" by extend{where(kind, False)}")
 
     @rule(
         "under autocast to bfloat16, weights and text in float32, tokens are float32, finite and close to the same "

@@ -10,7 +10,7 @@ import torch
 
 from mmm_fusion.testing.kit import Kit
 from mmm_fusion.testing.module import tensors_in
-from mmm_fusion.testing.parts import join, read
+from mmm_fusion.testing.parts import extend, join, read
 from mmm_fusion.testing.probes import compare, fuse, masks, same, where
 from mmm_fusion.testing.rule import require, rule
 from mmm_fusion.testing.settings import generators, seeded, settings
@@ -71,7 +71,7 @@ class StateRules(Kit):
 
     @rule("the inputs stay as they are.", "write into no tensor that was given: x = x + y in place of x += y.")
     def test_inputs_are_left_alone(self) -> None:
-        """Texts, images and masks, and what `read` gave, after calls with them, in evaluation and in training."""
+        """Texts, images and masks, and what `read` and `extend` gave, after calls, in evaluation and in training."""
         text, image = self.inputs(p=12)
         text_mask, image_mask = masks(text, image)
         masked = {"text_mask": text_mask, "image_mask": image_mask}
@@ -81,13 +81,16 @@ class StateRules(Kit):
             for given in ({}, {"image_grid": (3, 4)}, masked, {**masked, "image_grid": (3, 4)}):
                 fuse(method, text, image, **given)
             memory = read(method, image)
-            kept = copy.deepcopy(memory)
+            with torch.no_grad():
+                _, begun = extend(method, text, memory, None)
+                kept = copy.deepcopy((memory, begun))
+                extend(method, text, begun, None)
             join(method, text, memory, None)
             now = (text, image, *masked.values())
             for name, after, then in zip(("text", "image", *masked), now, before, strict=True):
                 require(torch.equal(after, then), f"a call changes `{name}`{where('an image', training)}.")
-            for after, then in zip(tensors_in(memory), tensors_in(kept), strict=True):
-                require(torch.equal(after, then), "join changes what read gave.")
+            for after, then in zip(tensors_in((memory, begun)), tensors_in(kept), strict=True):
+                require(torch.equal(after, then), "join or extend changes the memory it is given.")
 
 
 @contextlib.contextmanager
