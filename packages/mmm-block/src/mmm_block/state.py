@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from mmm_block.state_file import read_state, write_state
 from mmm_core import MambaState
+from mmm_fusion import ImageMemory
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Sequence
+
     from jaxtyping import Int
     from torch import Tensor
-
-    from mmm_fusion import ImageMemory
 
 
 class Group(NamedTuple):
@@ -32,7 +35,9 @@ class Group(NamedTuple):
 class ModelState:
     """What the tokens so far left behind: it goes on from there, for any number of tokens, and does not grow.
 
-    Only a fusion method whose words look at all words before them makes it grow; see `FusionMethod.extend`.
+    `forward` reads a state and makes a new one, so an earlier one is there to go back to for as long as it is kept.
+    `step` alone writes: give it a `clone` of what is to be kept. Only a fusion method whose words look at all words
+    before them makes a state grow; see `FusionMethod.extend`.
 
     Attributes:
         layers: The state of each Mamba layer.
@@ -67,5 +72,86 @@ class ModelState:
             place = torch.full_like(self.length, -1).scatter(0, rows, torch.arange(len(rows), device=rows.device))
             chosen = place[index]
             here = (chosen >= 0).nonzero()[:, 0]
-            groups.append(Group(here, memory.rows(chosen[here])))
+            if len(here):
+                groups.append(Group(None if len(here) == len(index) else here, memory.rows(chosen[here])))
         return ModelState(layers, tuple(groups), length)
+
+    @classmethod
+    def cat(cls, states: Sequence[ModelState]) -> ModelState:
+        """The rows of several states of one model in one state, so that they go on as one batch.
+
+        Args:
+            states: The states, at least one.
+        Returns:
+            A state of all their rows, one behind the other, of its own memory.
+        """
+        each_layer = zip(*(state.layers for state in states), strict=True)
+        layers = tuple(MambaState(*map(torch.cat, zip(*layer, strict=True))) for layer in each_layer)
+        length = torch.cat([state.length for state in states])
+        parts, start = [], 0
+        for state in states:
+            here = torch.arange(start, start := start + len(state.length), device=length.device)
+            if len(here):
+                parts += [(here if rows is None else here[rows], memory) for rows, memory in state.groups]
+        return cls(layers, _gathered(parts, len(length)), length)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a file of safetensors, whole or not at all.
+
+        Args:
+            path: The file, replaced if it exists.
+        Raises:
+            InputError: The fusion method keeps something that is neither a tensor nor a plain value.
+        """
+        write_state(path, {"layers": self.layers, "groups": self.groups, "length": self.length})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> ModelState:
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+            device: Where the tensors go.
+        Returns:
+            The state.
+        Raises:
+            CheckpointError: There is no such file, or it is not what `save` wrote.
+        """
+        tree = read_state(path, device)
+        layers = tuple(MambaState(*each) for each in tree["layers"])
+        groups = tuple(Group(rows, ImageMemory(*memory)) for rows, memory in tree["groups"])
+        return cls(layers, groups, tree["length"])
+
+
+def _gathered(parts: Iterable[tuple[Tensor, ImageMemory]], count: int) -> tuple[Group, ...]:
+    """Groups of the numbered rows, those of one form in one: fusion is then called as seldom as it can be."""
+    forms: list[tuple[Tensor, ImageMemory]] = []
+    for part in parts:
+        for place, form in enumerate(forms):
+            if _alike(form[1], part[1]):
+                forms[place] = _cat(form, part)
+                break
+        else:
+            forms.append(part)
+    if len(forms) == 1 and len(forms[0][0]) == count:
+        ((rows, memory),) = forms
+        return (Group(None, memory.rows(rows.argsort())),)
+    return tuple(Group(rows, memory) for rows, memory in forms)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two memories differ in their number of rows, and in what tensors hold, alone."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return (a.shape[1:], a.dtype) == (b.shape[1:], b.dtype)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    return type(a) is type(b) and bool(a == b)
+
+
+def _cat(a: Any, b: Any) -> Any:
+    if isinstance(a, torch.Tensor):
+        return torch.cat([a, b])
+    if isinstance(a, tuple):
+        parts = map(_cat, a, b)
+        return type(a)(*parts) if hasattr(a, "_fields") else tuple(parts)
+    return a
