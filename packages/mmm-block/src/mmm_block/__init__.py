@@ -3,6 +3,7 @@
 from mmm_block.block import ImageState, ImageTokens, MultiModalMambaBlock
 from mmm_block.config import MultiModalMambaConfig
 from mmm_block.errors import CheckpointError, ConfigError, InputError
+from mmm_block.generate import Generation, TokenStream
 from mmm_block.layer import MambaLayer
 from mmm_block.model import ModelOutput, MultiModalMamba
 from mmm_block.stack import MambaStack
@@ -11,6 +12,7 @@ from mmm_block.state import ModelState
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "Generation",
     "ImageState",
     "ImageTokens",
     "InputError",
@@ -21,4 +23,5 @@ __all__ = [
     "MultiModalMamba",
     "MultiModalMambaBlock",
     "MultiModalMambaConfig",
+    "TokenStream",
 ]

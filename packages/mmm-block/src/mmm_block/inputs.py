@@ -6,18 +6,21 @@ Compiled calls check shapes alone: the numbers are not known there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmm_block.block import ImageTokens
+from mmm_block.block import ImageTokens, MultiModalMambaBlock
 from mmm_block.errors import InputError
+from mmm_block.state import ModelState
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
+    from mmm_block.config import MultiModalMambaConfig
     from mmm_block.layout import Texts
+    from mmm_block.stack import MambaStack
 
 WHERE = "MultiModalMamba"
 
@@ -43,6 +46,27 @@ def check_tokens(input_ids: Int[Tensor, "b l"], vocab_size: int, name: str = "in
         raise InputError(
             f"{WHERE}: `{name}` must be from 0 to below vocab_size = {vocab_size}, got {low if low < 0 else high}. "
             "Use the tokenizer of this model."
+        )
+
+
+def check_next(input_ids: Int[Tensor, " b"], config: MultiModalMambaConfig) -> None:
+    """Refuse what is not one token for each row, or is the mark of an image.
+
+    Raises:
+        InputError: Of another shape, dtype or range, or a mark.
+    """
+    check_tokens(input_ids[:, None] if input_ids.ndim == 1 else input_ids, config.vocab_size)
+    if input_ids.ndim != 1:
+        raise InputError(
+            f"{WHERE}.step: `input_ids` must be one token a row, (b,), got {tuple(input_ids.shape)}. "
+            "Call the model itself for several."
+        )
+    if torch.compiler.is_compiling() or config.image_token_id is None:
+        return
+    if bool((input_ids == config.image_token_id).any()):
+        raise InputError(
+            f"{WHERE}.step: `input_ids` must be text, got the mark of an image (token {config.image_token_id}). "
+            "Call the model itself with the image."
         )
 
 
@@ -149,3 +173,34 @@ def check_labels(labels: Int[Tensor, "b l"], input_ids: Int[Tensor, "b l"], voca
             f"{WHERE}: `labels` must be {ignore} or from 0 to below vocab_size = {vocab_size}, got others. "
             f"Put {ignore} where nothing is asked."
         )
+
+
+def check_state(state: ModelState, rows: int, backbone: MambaStack) -> None:
+    """Refuse a state that the rows cannot go on from.
+
+    Raises:
+        InputError: It has other rows, or another model made it.
+    """
+    if not isinstance(state, ModelState):
+        raise InputError(
+            f"{WHERE}: `state` must be a ModelState, got {type(state).__name__}. Take it from the output of a call "
+            "with return_state=True."
+        )
+    if len(state.length) != rows:
+        raise InputError(
+            f"{WHERE}: `state` must have b = {rows} rows as `input_ids`, got {len(state.length)}. "
+            "state.rows(index) picks rows, and ModelState.cat joins those of several states."
+        )
+    mixer: Any = backbone.layers[0].mixer  # the others are of its sizes
+    conv, ssm = (rows, len(mixer.A_log), mixer.conv1d.kernel_size[0] - 1), (rows, *mixer.A_log.shape)
+    depth = len(backbone.layers)
+    if len(state.layers) != depth or any(each.conv.shape != conv or each.ssm.shape != ssm for each in state.layers):
+        got = dict.fromkeys(f"{tuple(each.conv.shape)} and {tuple(each.ssm.shape)}" for each in state.layers)
+        raise InputError(
+            f"{WHERE}: `state` must have {depth} layers of conv (b, e, k-1) and ssm (b, e, n) = {conv} and {ssm}, "
+            f"got {len(state.layers)} of {', '.join(got)}. It is another model's."
+        )
+    if isinstance(backbone, MultiModalMambaBlock) != bool(state.groups):
+        kinds = ("without a fusion method", "with one")
+        wanted, other = kinds if state.groups else reversed(kinds)
+        raise InputError(f"{WHERE}: `state` must be that of a model {wanted}, got that of one {other}.")

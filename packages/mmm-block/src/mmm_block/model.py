@@ -11,14 +11,25 @@ from torch import nn
 from mmm_block.block import ImageTokens, MultiModalMambaBlock
 from mmm_block.config import MultiModalMambaConfig
 from mmm_block.errors import InputError
-from mmm_block.inputs import check_bounds, check_images, check_labels, check_mask, check_pixels, check_tokens
+from mmm_block.generate import Generation, Stopping, TokenStream, find_seeds, find_seen, read_prompts
+from mmm_block.inputs import (
+    check_bounds,
+    check_images,
+    check_labels,
+    check_mask,
+    check_next,
+    check_pixels,
+    check_state,
+    check_tokens,
+)
 from mmm_block.layout import find_texts, next_tokens
 from mmm_block.reading import go_on, read_packed, read_rows
+from mmm_block.sampling import Sampling
 from mmm_block.stack import MambaStack
 from mmm_vit import VisionTransformer, ViTConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -113,6 +124,8 @@ class MultiModalMamba(nn.Module):
         images = None if images is None else check_pixels(images)
         texts = self._find_texts(input_ids, images, attention_mask, cu_seqlens)
         check_images(images, texts, self.config.image_token_id)
+        if state is not None:
+            check_state(state, texts.rows, self.backbone)
         tokens, read = self.embedding(input_ids), self._encode(images)
         marked = read is not None and self.config.image_token_id is not None
         if attention_mask is None and cu_seqlens is None and not marked:
@@ -129,6 +142,15 @@ class MultiModalMamba(nn.Module):
         loss = None if labels is None else self._loss(logits, texts, input_ids, labels)
         return ModelOutput(logits, loss, None, state)
 
+    @property
+    def checkpointing(self) -> bool:
+        """Whether training keeps the inputs of the Mamba layers alone and computes the rest again: True to set it."""
+        return self.backbone.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        self.backbone.checkpointing = value
+
     @torch.no_grad()
     def step(self, input_ids: Int[Tensor, " b"], state: ModelState) -> Float[Tensor, "b v"]:
         """Read one token of each row: what a loop that decodes calls.
@@ -140,7 +162,11 @@ class MultiModalMamba(nn.Module):
             state: What came before; it holds the new tokens on return.
         Returns:
             The logits behind them, `(b, vocab_size)`.
+        Raises:
+            InputError: Tokens or state do not fit the model or one another, or a token is a mark.
         """
+        check_next(input_ids, self.config)
+        check_state(state, len(input_ids), self.backbone)
         tokens = self.embedding(input_ids)
         if isinstance(self.backbone, MultiModalMambaBlock):
             tokens, state.groups = go_on(self.backbone.fusion, tokens[:, None], state.groups)
@@ -148,6 +174,111 @@ class MultiModalMamba(nn.Module):
         hidden = self.backbone.step(tokens, state.layers)
         state.length += 1
         return self.lm_head(hidden)  # type: ignore[no-any-return]
+
+    def generate(
+        self,
+        input_ids: Int[Tensor, "b l"],
+        images: Float[Tensor, "n c y x"] | Sequence[Float[Tensor, "c y x"]] | ImageTokens | None = None,
+        *,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+        state: ModelState | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seeds: Sequence[int] | Int[Tensor, " b"] | None = None,
+        stop_tokens: int | Sequence[int] | None = None,
+        stop_strings: str | Sequence[str] = (),
+        decode: Callable[[list[int]], str] | None = None,
+    ) -> Generation:
+        """Write tokens behind prompts, the likeliest ones if nothing else is asked for.
+
+        Nothing is kept for a token but the token: the memory that it takes does not depend on how many there are. The
+        mark of an image is never written. No gradient is recorded.
+
+        Args:
+            input_ids: Prompts, `(b, l)`: at least one real token in each row.
+            images: As in `forward`.
+            attention_mask: As in `forward`; prompts of several lengths are padded on the left or on the right.
+            state: What came before the prompts; it is read, never written.
+            max_new_tokens: How many tokens a row gets at most.
+            temperature: Divides the logits before a token is drawn; 0: the likeliest token is taken.
+            top_k: Draw from the k likeliest tokens; None: from all.
+            top_p: Draw from the fewest of the likeliest tokens that together have at least this probability; None: all.
+            repetition_penalty: The logits of tokens that stand in the prompt or were written are divided by it where
+                they are positive, and else multiplied by it; 1 changes nothing.
+            seeds: A number for each row. What a row draws depends on it and on the row's own text alone, and is the
+                same however the writing is split into calls that go on from a state. None: torch's generator gives
+                them.
+            stop_tokens: A row ends with any of these. None: `config.eos_token_id`, if there is one.
+            stop_strings: A row ends as soon as its new text has one of these, wherever tokens begin and end. The tokens
+                that hold it stay in the result, with what the last of them has behind it.
+            decode: Tokens to text, as `tokenizer.decode`; `stop_strings` ask for it.
+        Returns:
+            The tokens, how many each row has, why it ended, and the state, from which the next call goes on.
+        Raises:
+            InputError: A prompt is empty, a value is out of its range, or two contradict each other; or as `forward`.
+        """
+        stream = self.stream(
+            input_ids,
+            images,
+            attention_mask=attention_mask,
+            state=state,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seeds=seeds,
+            stop_tokens=stop_tokens,
+            stop_strings=stop_strings,
+            decode=decode,
+        )
+        return stream.collect()
+
+    def stream(
+        self,
+        input_ids: Int[Tensor, "b l"],
+        images: Float[Tensor, "n c y x"] | Sequence[Float[Tensor, "c y x"]] | ImageTokens | None = None,
+        *,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+        state: ModelState | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seeds: Sequence[int] | Int[Tensor, " b"] | None = None,
+        stop_tokens: int | Sequence[int] | None = None,
+        stop_strings: str | Sequence[str] = (),
+        decode: Callable[[list[int]], str] | None = None,
+    ) -> TokenStream:
+        """As `generate`, whose arguments it takes, but to be iterated: it gives the tokens of each step.
+
+        The prompts are read before it returns; a token is written when it is asked for, and not kept.
+
+        Returns:
+            An iterator over `(b,)` tokens, with the `reasons`, `lengths` and `state` so far.
+        Raises:
+            InputError: As `generate`.
+        """
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
+        stopping = Stopping(
+            max_new_tokens=max_new_tokens,
+            tokens=self.config.eos_token_id if stop_tokens is None else stop_tokens,
+            strings=stop_strings,
+            decode=decode,
+            vocab_size=self.config.vocab_size,
+        )
+        return TokenStream(
+            self,
+            *read_prompts(self, input_ids, images, attention_mask, state),
+            seen=None if repetition_penalty == 1 else find_seen(input_ids, attention_mask, self.config.vocab_size),
+            seeds=find_seeds(seeds, input_ids, sampling),
+            sampling=sampling,
+            stopping=stopping,
+        )
 
     def _find_texts(
         self, input_ids: Tensor, images: Tensor | ImageTokens | None, mask: Tensor | None, bounds: Tensor | None
