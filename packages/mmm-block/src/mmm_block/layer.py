@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch.nn.functional as F
 from torch import nn
 
 from mmm_core import Mamba, MambaState
@@ -53,4 +54,5 @@ class MambaLayer(nn.Module):
 
 def rms_norm(x: Float[Tensor, "*b d"], norm: nn.RMSNorm) -> Float[Tensor, "*b d"]:
     """`norm(x)`, computed in the dtype of `x` and given in that of the norm's weight."""
-    return norm(x).to(norm.weight.dtype)  # type: ignore[no-any-return]
+    normed = F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)  # fused where dtypes agree alone
+    return normed.to(norm.weight.dtype)
