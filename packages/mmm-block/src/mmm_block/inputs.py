@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmm_block.config import MultiModalMambaConfig
-    from mmm_block.layout import Texts
     from mmm_block.stack import MambaStack
 
 WHERE = "MultiModalMamba"
@@ -133,23 +132,27 @@ def check_pixels(
     return images
 
 
-def check_images(images: Tensor | ImageTokens | None, texts: Texts, token: int | None) -> None:
+def check_images(count: int, rows: int, marked: Bool[Tensor, " t"] | None, token: int | None) -> None:
     """Refuse another number of images than the texts have room for.
 
+    Args:
+        count: Number of images.
+        rows: Number of texts.
+        marked: True for each token that marks the place of an image; None: each text has room for one.
+        token: What marks one.
     Raises:
         InputError: There are more or fewer.
     """
-    count = 0 if images is None else len(images.tokens if isinstance(images, ImageTokens) else images)
-    if token is None:
-        if count not in (0, texts.rows):
+    if marked is None:
+        if count not in (0, rows):
             raise InputError(
-                f"{WHERE}: `images` must be n = {texts.rows}, one for each row, got {count}. "
+                f"{WHERE}: `images` must be n = {rows}, one for each row, got {count}. "
                 "A config with image_token_id lets a row have any number."
             )
         return
     if torch.compiler.is_compiling():
         return
-    marks = int(texts.images_before[-1])
+    marks = int(marked.sum())
     if marks != count:
         raise InputError(
             f"{WHERE}: `images` must be n = {marks}, one for each mark (token {token}) in `input_ids`, got {count}. "

@@ -81,7 +81,7 @@ def find_texts(
     Args:
         real: True for a real token.
         bounds: Where the rows begin and end in the list of tokens.
-        marked: True for the mark of an image; None: the first token of each row is one, if there are images at all.
+        marked: True for a real mark of an image; None: the first token of each row is one, if there are images at all.
         images: Number of images: of marks, or of rows.
     Returns:
         The texts.
@@ -93,7 +93,7 @@ def find_texts(
         seen = row + 1 if images else torch.zeros_like(row)
         mark = bounds[:images]
     else:
-        seen = (marked & real).cumsum(0)
+        seen = marked.cumsum(0)
         mark = torch.searchsorted(seen, torch.arange(1, images + 1, device=real.device)).clamp(max=len(real) - 1)
     images_before = F.pad(seen, (1, 0))
     image = torch.where(seen > images_before[bounds[row]], seen - 1, -1)

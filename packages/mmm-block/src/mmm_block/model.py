@@ -123,7 +123,6 @@ class MultiModalMamba(nn.Module):
             check_labels(labels, input_ids, self.config.vocab_size, IGNORE)
         images = None if images is None else check_pixels(images)
         texts = self._find_texts(input_ids, images, attention_mask, cu_seqlens)
-        check_images(images, texts, self.config.image_token_id)
         if state is not None:
             check_state(state, texts.rows, self.backbone)
         tokens, read = self.embedding(input_ids), self._encode(images)
@@ -291,7 +290,8 @@ class MultiModalMamba(nn.Module):
             check_bounds(bounds, input_ids, mask)
         mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else check_mask(mask, input_ids)
         count = 0 if images is None else len(images.tokens if isinstance(images, ImageTokens) else images)
-        marked = None if token is None else (input_ids == token).flatten()
+        marked = None if token is None else mask.flatten() & (input_ids == token).flatten()
+        check_images(count, len(bounds) - 1, marked, token)
         return find_texts(mask.flatten(), bounds, marked, count)
 
     def _encode(self, images: Tensor | ImageTokens | None) -> ImageTokens | None:
