@@ -6,6 +6,7 @@ of the logits, a seed and a place, and of nothing else: there is no generator wh
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,15 +43,15 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        _expect(0 <= self.temperature < float("inf"), "temperature", "a number of at least 0", self.temperature)
-        k, p = self.top_k, self.top_p
-        _expect(k is None or (isinstance(k, int) and k >= 1), "top_k", "an int of at least 1, or None", k)
-        _expect(p is None or 0 < p <= 1, "top_p", "above 0 and at most 1, or None", p)
-        penalty = self.repetition_penalty
-        _expect(0 < penalty < float("inf"), "repetition_penalty", "a number above 0", penalty, "1 changes nothing.")
+        heat, k, p, penalty = self.temperature, self.top_k, self.top_p, self.repetition_penalty
+        _expect(0 <= heat < math.inf, "temperature", "a number of at least 0", heat, "0 takes the likeliest token.")
+        ok = k is None or (isinstance(k, int) and k >= 1)
+        _expect(ok, "top_k", "an int of at least 1, or None", k, "None keeps all.")
+        _expect(p is None or 0 < p <= 1, "top_p", "above 0 and at most 1, or None", p, "None keeps all.")
+        _expect(0 < penalty < math.inf, "repetition_penalty", "a number above 0", penalty, "1 changes nothing.")
         for name, value in (("top_k", k), ("top_p", p)):
             advice = "Pass temperature=1.0 to draw from the model's own probabilities."
-            _expect(value is None or self.temperature > 0, name, "None at temperature = 0", value, advice)
+            _expect(value is None or heat > 0, name, "None at temperature = 0", value, advice)
 
     def choose(
         self,
@@ -100,7 +101,7 @@ def penalise_repeats(logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"], pe
 def keep_top_k(logits: Float[Tensor, "b v"], k: int) -> Float[Tensor, "b v"]:
     """The k greatest logits of each row, and those equal to the last of them; -inf for the others."""
     last = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < last, -torch.inf)
+    return logits.masked_fill(logits < last, -math.inf)
 
 
 def keep_top_p(logits: Float[Tensor, "b v"], p: float) -> Float[Tensor, "b v"]:
@@ -114,7 +115,7 @@ def keep_top_p(logits: Float[Tensor, "b v"], p: float) -> Float[Tensor, "b v"]:
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probability = ordered.softmax(dim=-1)
     enough = probability.cumsum(dim=-1) - probability >= p  # without this one already
-    return logits.masked_fill(torch.zeros_like(enough).scatter(1, order, enough), -torch.inf)
+    return logits.masked_fill(torch.zeros_like(enough).scatter(1, order, enough), -math.inf)
 
 
 def draw(logits: Float[Tensor, "b v"], at: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
@@ -160,6 +161,6 @@ def _shift(x: Tensor, by: int) -> Tensor:
     return shifted
 
 
-def _expect(ok: bool, name: str, what: str, got: object, advice: str = "") -> None:
+def _expect(ok: bool, name: str, what: str, got: object, advice: str) -> None:
     if not ok:
-        raise InputError(f"generate: `{name}` must be {what}, got {got!r}.{advice and ' ' + advice}")
+        raise InputError(f"generate: `{name}` must be {what}, got {got!r}. {advice}")
