@@ -406,7 +406,8 @@ IDS = torch.tensor([[5, 7], [8, 9]])
         ({"stop_tokens": -1}, "generate: `stop_tokens` must be from 0 to below vocab_size = 29, got -1."),
         (
             {"stop_strings": ["."]},
-            "generate: with `stop_strings`, `decode` must turn tokens into text, got None. Pass decode=tokenizer.decode.",
+            "generate: with `stop_strings`, `decode` must turn tokens into text, got None. "
+            "Pass decode=tokenizer.decode.",
         ),
         (
             {"stop_strings": ["a", ""], "decode": spell},
@@ -416,8 +417,14 @@ IDS = torch.tensor([[5, 7], [8, 9]])
             {"seeds": [1, 2, 3], "temperature": 1.0},
             "generate: `seeds` must be b = 2 ints, one for each row, got torch.int64 (3,).",
         ),
-        ({"seeds": 1, "temperature": 1.0}, "generate: `seeds` must be b = 2 ints, one for each row, got torch.int64 ()."),
-        ({"seeds": [0.5, 1.5], "temperature": 1.0}, "generate: `seeds` must be b = 2 ints, one for each row, got torch.float32 (2,)."),
+        (
+            {"seeds": 1, "temperature": 1.0},
+            "generate: `seeds` must be b = 2 ints, one for each row, got torch.int64 ()",
+        ),
+        (
+            {"seeds": [0.5, 1.5], "temperature": 1.0},
+            "generate: `seeds` must be b = 2 ints, one for each row, got torch.float32 (2,).",
+        ),
         (
             {"seeds": [1, 2]},
             "generate: `seeds` must be None at temperature = 0, where nothing is drawn, got some. "
@@ -430,11 +437,17 @@ IDS = torch.tensor([[5, 7], [8, 9]])
             "generate: `attention_mask` must leave each row at least one real token, got none in row 1. "
             "Begin an empty text with a token that begins texts.",
         ),
-        ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "MultiModalMamba: `input_ids` must be (b, l) with at least one token, got (1, 0)."),
-        ({"input_ids": torch.tensor([[29]])}, "MultiModalMamba: `input_ids` must be from 0 to below vocab_size = 29, got 29."),
+        (
+            {"input_ids": torch.zeros(1, 0, dtype=torch.long)},
+            "MultiModalMamba: `input_ids` must be (b, l) with at least one token, got (1, 0).",
+        ),
+        (
+            {"input_ids": torch.tensor([[29]])},
+            "MultiModalMamba: `input_ids` must be from 0 to below vocab_size = 29, got 29.",
+        ),
         ({"input_ids": torch.tensor([[MARK]])}, "MultiModalMamba: `images` must be n = 1, one for each mark"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_one_clear_error(small, options, message):
     with pytest.raises(InputError) as caught:
         small().generate(**{"input_ids": IDS} | options)

@@ -204,6 +204,8 @@ def check_state(state: ModelState, rows: int, backbone: MambaStack) -> None:
             f"got {len(state.layers)} of {', '.join(got)}. It is another model's."
         )
     if isinstance(backbone, MultiModalMambaBlock) != bool(state.groups):
-        kinds = ("without a fusion method", "with one")
-        wanted, other = kinds if state.groups else reversed(kinds)
-        raise InputError(f"{WHERE}: `state` must be that of a model {wanted}, got that of one {other}.")
+        wanted, other = ("without", "with") if state.groups else ("with", "without")
+        raise InputError(
+            f"{WHERE}: `state` must be that of a model {wanted} a fusion method, got one {other}. "
+            "It is another model's."
+        )

@@ -112,6 +112,7 @@ def _restore(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def _checksum(described: str, tensors: Mapping[str, Tensor]) -> str:
     value = zlib.crc32(described.encode())
-    for name in sorted(tensors):
-        value = zlib.crc32(tensors[name].cpu().flatten().view(torch.uint8).numpy().data, value)
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, value)
     return str(value)
