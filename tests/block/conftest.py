@@ -23,7 +23,7 @@ SMALL = {
 }  # 2 x 3 patches
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small() -> Callable[..., MultiModalMamba]:
     """Makes a small model; fields given change it. No gate of it is closed, and its words are far apart."""
 
