@@ -78,10 +78,13 @@ def check_mask(mask: Bool[Tensor, "b l"], input_ids: Int[Tensor, "b l"]) -> Bool
     if mask.shape != input_ids.shape:
         raise InputError(
             f"{WHERE}: `attention_mask` must be (b, l) = {tuple(input_ids.shape)} as `input_ids`, "
-            f"got {tuple(mask.shape)}."
+            f"got {tuple(mask.shape)}. It has a 1 or True for each real token."
         )
     if mask.dtype != torch.bool and not torch.compiler.is_compiling() and not bool(((mask == 0) | (mask == 1)).all()):
-        raise InputError(f"{WHERE}: `attention_mask` must hold True or 1 for a real token and else 0, got others.")
+        raise InputError(
+            f"{WHERE}: `attention_mask` must hold True or 1 for a real token and else 0, got others. "
+            "A mask that is added to scores is none."
+        )
     return mask.to(torch.bool)
 
 
@@ -128,7 +131,13 @@ def check_pixels(
             )
         images = torch.stack(pixels)
     if images.ndim != 4:
-        raise InputError(f"{WHERE}: `images` must be (n, c, y, x), got {tuple(images.shape)}.")
+        raise InputError(
+            f"{WHERE}: `images` must be (n, c, y, x), got {tuple(images.shape)}. Pass images[None] for a single one."
+        )
+    if not images.is_floating_point():
+        raise InputError(
+            f"{WHERE}: `images` must be floating, got {images.dtype}. Scale them as those that the model was trained on."
+        )
     return images
 
 
@@ -164,8 +173,10 @@ def check_labels(labels: Int[Tensor, "b l"], input_ids: Int[Tensor, "b l"], voca
     """Refuse labels that do not stand beside the tokens.
 
     Raises:
-        InputError: They are of another shape or range.
+        InputError: They are of another dtype, shape or range.
     """
+    if labels.dtype != torch.int64:
+        raise InputError(f"{WHERE}: `labels` must be int64 tokens (b, l), got {labels.dtype}. Pass tokens.")
     if labels.shape != input_ids.shape:
         raise InputError(
             f"{WHERE}: `labels` must be (b, l) = {tuple(input_ids.shape)} as `input_ids`, got {tuple(labels.shape)}. "

@@ -119,7 +119,10 @@ class MultiModalMamba(nn.Module):
         check_tokens(input_ids, self.config.vocab_size)
         if labels is not None:
             if last_only or return_embeddings:
-                raise InputError("MultiModalMamba: `labels` ask for all logits, got last_only or return_embeddings.")
+                raise InputError(
+                    "MultiModalMamba: `labels` ask for all logits, got last_only or return_embeddings. "
+                    "Leave the one or the other out."
+                )
             check_labels(labels, input_ids, self.config.vocab_size, IGNORE)
         images = None if images is None else check_pixels(images)
         texts = self._find_texts(input_ids, images, attention_mask, cu_seqlens)
