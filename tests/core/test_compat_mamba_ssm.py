@@ -12,6 +12,7 @@ from mmm_core.compat.mamba_ssm import (
     mamba_inner_fn,
     selective_scan_fn,
     selective_state_update,
+    system,
 )
 from mmm_core.testing import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, rms_error_ratio, ulps_apart
 
@@ -243,8 +244,6 @@ def test_a_scan_of_nothing(B, complex_A):
 
 def test_a_scan_reads_any_layout_and_copies_no_sequence(monkeypatch):
     seen = []
-    from mmm_core.compat.mamba_ssm import system
-
     whole = system.selective_scan
     monkeypatch.setattr(system, "selective_scan", lambda *a, **k: seen.extend(a) or whole(*a, **k))
     inputs = scan_inputs()

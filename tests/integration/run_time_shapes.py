@@ -22,6 +22,7 @@ with jaxtyping.install_import_hook(["mmm_core", "mmm_vit", "mmm_fusion", "mmm_bl
     import mmm_core
     import mmm_fusion
     import mmm_vit
+    from mmm_core.compat import mamba_ssm
 typing.TYPE_CHECKING = False
 randn = torch.randn
 
@@ -46,7 +47,31 @@ def core() -> Callable[[], object]:
     mmm_core.causal_conv1d(u, weight, D, activation="silu", return_final_state=True)
     mmm_core.causal_conv1d_update(u[:, 0], randn(b, e, k - 1), weight)
     mmm_core.Mamba(6)(randn(b, l, 6)).sum().backward()
+    channel_first()
     return lambda: mmm_core.selective_scan(u, delta, A.unsqueeze(0), B, C)
+
+
+def channel_first() -> None:
+    """The functions of other libraries, with each rank of their arguments."""
+    b, l, e, n, g, h, k, r = 2, 5, 4, 3, 2, 3, 4, 1
+    u, A, D, weight = randn(b, e, l), -randn(e, n).exp(), randn(e), randn(e, k)
+    for B in (randn(e, n), randn(b, n, l), randn(b, g, n, l)):
+        mamba_ssm.selective_scan_fn(u, u, A, B, B, D, u, D, return_last_state=True)
+    complex_A, B = torch.complex(A, A), randn(b, n, 2 * l)
+    mamba_ssm.selective_scan_fn(u, u, complex_A, B, complex_A, return_last_state=True)
+    projections = (randn(r + 2 * n, e), randn(e, r), randn(6, e), randn(6))
+    mamba_ssm.mamba_inner_fn(randn(b, 2 * e, l), weight[:, None], D, *projections, A, None, None, D, D)
+    rows, slots = (randn(b, n), randn(b, n)), torch.tensor([4, -1])
+    mamba_ssm.selective_state_update(randn(b, e, n), u[..., 0], u[..., 0], A, *rows, D, dt_bias=D)
+    x, D = randn(b, h, e), randn(h, e)
+    mamba_ssm.selective_state_update(randn(5, h, e, n), x, x, randn(h, e, n), *rows, D, x, D, True, slots)
+    grouped = (randn(b, 1, n), randn(b, 1, n))
+    mamba_ssm.selective_state_update(randn(b, h, e, n), x, x, randn(h, e, n), *grouped)
+    states = randn(b, e, k - 1)
+    mamba_ssm.causal_conv1d_fn(u, weight, None, None, states, True, randn(b, e, k - 1), "silu")
+    mamba_ssm.causal_conv1d_fn(u, weight, seq_idx=torch.zeros(b, l, dtype=torch.int32))
+    mamba_ssm.causal_conv1d_update(u, randn(5, e, k), weight, None, "silu", slots.clamp(min=0), slots)
+    mamba_ssm.causal_conv1d_update(u[..., 0], states, weight)
 
 
 def vit() -> Callable[[], object]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from mmm_core import conv
 from mmm_core.compat.mamba_ssm.slots import expect_whole, in_slots
-from mmm_core.conv import causal_conv1d
 from mmm_core.errors import ShapeError, expect_floating, expect_rank, expect_shape
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def causal_conv1d_fn(
             what = "initial_states" if initial_states is not None else "return_final_states"
             raise ValueError(f"{where}: `seq_idx` cannot go with `{what}`. Leave one of them out.")
         return _of_sequences(where, x, weight, bias, seq_idx, silu)
-    out, final = causal_conv1d(
+    out, final = conv.causal_conv1d(
         x.transpose(1, 2), weight, bias, activation=silu, initial_state=initial_states, return_final_state=True
     )
     out = out.transpose(1, 2)
@@ -94,7 +94,7 @@ def _of_sequences(
     starts = begins.flatten().nonzero().squeeze(1)
     cu_seqlens = torch.cat((starts, starts.new_tensor([b * l])))
     row = x.transpose(1, 2).reshape(1, b * l, e)
-    out, _ = causal_conv1d(row, weight, bias, activation=silu, cu_seqlens=cu_seqlens, return_final_state=True)
+    out, _ = conv.causal_conv1d(row, weight, bias, activation=silu, cu_seqlens=cu_seqlens, return_final_state=True)
     out = out.view(b, l, e)
     padding = seq_idx < 0
     if padding.any():
@@ -185,8 +185,13 @@ def _step(
     bias: Tensor | None,
     silu: Literal["silu"] | None,
 ) -> Tensor:
-    """The output of some tokens, (b, e, l), after which `state` holds them."""
+    """The output of some tokens, (b, e, l), after which `state` holds them; a single one takes the kernel in place."""
     length, before = state.shape[2], weight.shape[1] - 1
+    if cache_seqlens is None and before and x.shape[2] == 1:
+        old = length - before
+        if old:  # inputs that no tap reaches any more
+            state[..., :old] = state[..., 1 : old + 1].clone()
+        return conv.causal_conv1d_update(x[..., 0], state[..., old:], weight, bias, activation=silu).unsqueeze(-1)
     if cache_seqlens is None:
         out = _convolve(x, state[..., length - before :], weight, bias, silu)
         state.copy_(torch.cat((state, x.to(state.dtype)), dim=2)[..., x.shape[2] :])
@@ -199,7 +204,7 @@ def _step(
 
 def _convolve(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: Literal["silu"] | None) -> Tensor:
     x = x.transpose(1, 2)
-    out, _ = causal_conv1d(x, weight, bias, activation=silu, initial_state=state, return_final_state=True)
+    out, _ = conv.causal_conv1d(x, weight, bias, activation=silu, initial_state=state, return_final_state=True)
     return out.transpose(1, 2)
 
 
