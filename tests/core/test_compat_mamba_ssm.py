@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmm_core import ShapeError
 from mmm_core.compat.mamba_ssm import (
     causal_conv1d_fn,
     causal_conv1d_update,
@@ -21,16 +20,14 @@ HALVES = [torch.float16, torch.bfloat16]
 halves = pytest.mark.parametrize("dtype", HALVES, ids=str)
 
 
-def scan_oracle(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False, state=None
-):
+def scan_oracle(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
     """`selective_scan_fn` from its formula."""
     b, e, l = u.shape
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]
     if delta_softplus:
         delta = F.softplus(delta)
-    h = A.new_zeros(b, e, A.shape[1]) if state is None else state
+    h = A.new_zeros(b, e, A.shape[1])
     ys = []
     for t in range(l):
         step = delta[:, :, t, None]
@@ -105,9 +102,9 @@ def rms(x, weight, eps):
     return x / (x.square().mean(-2, keepdim=True) + eps).sqrt() * weight[:, None]
 
 
-def tensors(shapes, seed=0, complex_names=()):
+def tensors(shapes, complex_names=()):
     """Normally distributed tensors by name."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     dtypes = {name: torch.complex64 if name in complex_names else torch.float32 for name in shapes}
     return {name: torch.randn(shape, generator=random, dtype=dtypes[name]) for name, shape in shapes.items()}
 
@@ -125,7 +122,11 @@ def run(function, inputs, options):
     outputs = function(**inputs, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     random = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(y.shape, generator=random, dtype=torch.float64).to(y.dtype) for y in outputs]
+    widths = [torch.complex128 if y.is_complex() else torch.float64 for y in outputs]
+    cotangents = [
+        torch.randn(y.shape, generator=random, dtype=width).to(y.dtype)
+        for y, width in zip(outputs, widths, strict=True)
+    ]
     wanted = {name: x for name, x in inputs.items() if x.requires_grad}
     return outputs, dict(zip(wanted, torch.autograd.grad(outputs, list(wanted.values()), cotangents), strict=True))
 
@@ -371,7 +372,7 @@ def test_steps_give_the_whole_scan():
     torch.testing.assert_close(state.flatten(1, 2), last)
 
 
-def inner_inputs(b=2, l=9, e=4, n=3, r=2, o=5, k=4, B="made", C="made", complex_A=False, norms=(), leave_out=("none",)):
+def inner_inputs(b=2, l=9, e=4, n=3, r=2, o=5, k=4, B="made", C="made", complex_A=False, norms=(), leave_out=()):
     """Arguments of `mamba_inner_fn`; B and C are each `made`, or a kind of `scan_inputs`."""
     s, length = (2 * n, 2 * l) if complex_A else (n, l)
     of = {"constant": (e, n), "varying": (b, n, length), "grouped": (b, 2, n, length)}
@@ -474,7 +475,7 @@ class Mixer(nn.Module):
         self.out_proj = nn.Linear(e, dim)
 
     def forward(self, x, fused=True):
-        xz = (self.in_proj.weight @ x.transpose(1, 2).flatten(0, 0)).contiguous()  # (b, 2e, l)
+        xz = self.in_proj.weight @ x.transpose(1, 2)  # (b, 2e, l)
         A = -torch.exp(self.A_log)
         if fused:
             return mamba_inner_fn(
@@ -515,6 +516,13 @@ def test_a_layer_written_for_mamba_ssm():
     torch.testing.assert_close(torch.stack(tokens, dim=1), outs[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("complex_A", [False, True])
+def test_a_scan_in_pieces_compiles_to_one_graph(complex_A):
+    inputs = scan_inputs(l=70, C="constant", complex_A=complex_A)
+    scan = torch.compile(selective_scan_fn, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(scan(**inputs, delta_softplus=True), selective_scan_fn(**inputs, delta_softplus=True))
+
+
 def test_a_layer_compiles_to_one_graph():
     torch.manual_seed(0)
     mixer, x = Mixer(), torch.randn(3, 11, 6)
@@ -538,105 +546,3 @@ def test_the_device_meta_tells_the_shapes():
             *(torch.empty(s) for s in ((2, 3, 5, 4), (2, 3, 5), (2, 3, 5), (3, 5, 4), (2, 4), (2, 4)))
         )
     assert (y.shape, state.shape, out.shape) == ((2, 6, 9), (2, 6, 3), (2, 3, 5))
-
-
-zeros = torch.zeros
-SCAN_ERRORS = [
-    ({"u": zeros(2, 6)}, ShapeError, "`u` must be (b, e, l), got (2, 6)."),
-    ({"delta": zeros(2, 17, 6)}, ShapeError, "`delta` must be (b, e, l) = (2, 6, 17), got (2, 17, 6)."),
-    ({"z": zeros(2, 6, 16)}, ShapeError, "`z` must be (b, e, l) = (2, 6, 17), got (2, 6, 16)."),
-    ({"A": zeros(5, 3)}, ShapeError, "`A` must be (e, n) with e = 6 and n >= 1, got (5, 3)."),
-    ({"A": zeros(6, 0)}, ShapeError, "`A` must be (e, n) with e = 6 and n >= 1, got (6, 0)."),
-    ({"D": zeros(1)}, ShapeError, "`D` must be (e,) = (6,), got (1,)."),
-    ({"delta_bias": zeros(6, 1)}, ShapeError, "`delta_bias` must be (e,) = (6,), got (6, 1)."),
-    ({"B": zeros(2, 17, 3)}, ShapeError, "`B` must be (b, n, l) = (2, 3, 17), got (2, 17, 3). If it is (b, l, n), pass "
-     "B.transpose(1, 2)."),
-    ({"C": zeros(6)}, ShapeError, "`C` must be (b, n, l) = (2, 3, 17), got (6,)."),
-    ({"C": zeros(3, 6)}, ShapeError, "`C` must be (e, n) = (6, 3), got (3, 6)."),
-    ({"B": zeros(2, 2, 3, 16)}, ShapeError, "`B` must be (b, g, n, l) = (2, 2, 3, 17), got (2, 2, 3, 16)."),
-    ({"B": zeros(2, 4, 3, 17)}, ShapeError, "e = 6 must be divisible by the g = 4 groups of `B`."),
-    ({"C": zeros(2, 0, 3, 17)}, ShapeError, "e = 6 must be divisible by the g = 0 groups of `C`."),
-    ({"B": zeros(2, 2, 3, 17), "C": zeros(2, 3, 3, 17)}, ShapeError,
-     "`B` and `C` must have the same number of groups, got g = 2 and 3."),
-    ({"A": zeros(6, 3, dtype=torch.complex64)}, ShapeError, "`B` must be (b, n, 2l) = (2, 3, 34), got (2, 3, 17)."),
-    ({"u": zeros(2, 6, 17, dtype=torch.int64)}, TypeError,
-     "`u` must be float16, bfloat16, float32 or float64, got torch.int64. Pass u.float()."),
-    ({"B": zeros(2, 3, 17, dtype=torch.complex64)}, TypeError,
-     "`B` must be float16, bfloat16, float32 or float64, got torch.complex64. Pass B.float()."),
-    ({"D": zeros(6, device="meta")}, ValueError,
-     "`D` must be on the device of `u` = cpu, got meta. Pass D.to(u.device)."),
-]  # fmt: skip
-
-
-def assert_raises(function, inputs, change, error, text, **options):
-    with pytest.raises(error) as raised:
-        function(**inputs | change, **options)
-    assert str(raised.value) == f"{function.__name__}: {text}"
-
-
-@pytest.mark.parametrize(("change", "error", "text"), SCAN_ERRORS)
-def test_a_wrong_argument_of_the_scan_is_named(change, error, text):
-    assert_raises(selective_scan_fn, scan_inputs(), change, error, text)
-
-
-CONV_ERRORS = [
-    ({"x": zeros(6, 17)}, ShapeError, "`x` must be (b, e, l), got (6, 17)."),
-    ({"weight": zeros(6, 1, 4)}, ShapeError, "`weight` must be (e, k) with e = 6 and k >= 1, got (6, 1, 4). If it is a "
-     "Conv1d's (e, 1, k), pass weight.squeeze(1)."),
-    ({"weight": zeros(5, 4)}, ShapeError, "`weight` must be (e, k) with e = 6 and k >= 1, got (5, 4)."),
-    ({"bias": zeros(1)}, ShapeError, "`bias` must be (e,) = (6,), got (1,)."),
-    ({"initial_states": zeros(2, 6, 4)}, ShapeError,
-     "`initial_states` must be (b, e, k-1) = (2, 6, 3), got (2, 6, 4)."),
-    ({"final_states_out": zeros(2, 3, 6)}, ShapeError,
-     "`final_states_out` must be (b, e, k-1) = (2, 6, 3), got (2, 3, 6)."),
-    ({"activation": "relu"}, ValueError, "`activation` must be None, 'silu' or 'swish', got 'relu'."),
-    ({"seq_idx": zeros(2, 16, dtype=torch.int32)}, ShapeError, "`seq_idx` must be (b, l) = (2, 17), got (2, 16)."),
-    ({"seq_idx": zeros(2, 17)}, TypeError, "`seq_idx` must be int32 or int64, got torch.float32."),
-    ({"seq_idx": torch.tensor([[0] * 17, [0, 1, 1, 0] + [2] * 13])}, ValueError,
-     "`seq_idx` must keep the positions of a sequence together, and comes back to a number after 3 positions. "
-     "Give each run a number of its own."),
-    ({"seq_idx": zeros(2, 17, dtype=torch.int32), "initial_states": zeros(2, 6, 3)}, ValueError,
-     "`seq_idx` cannot go with `initial_states`. Leave one of them out."),
-    ({"seq_idx": zeros(2, 17, dtype=torch.int32), "return_final_states": True}, ValueError,
-     "`seq_idx` cannot go with `return_final_states`. Leave one of them out."),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("change", "error", "text"), CONV_ERRORS)
-def test_a_wrong_argument_of_the_convolution_is_named(change, error, text):
-    assert_raises(causal_conv1d_fn, conv_inputs(), change, error, text)
-
-
-INNER_ERRORS = [
-    ({"xz": zeros(2, 7, 9)}, {}, ShapeError, "`xz` must be (b, 2e, l), got (2, 7, 9)."),
-    ({"xz": zeros(8, 9)}, {}, ShapeError, "`xz` must be (b, 2e, l), got (8, 9)."),
-    ({"A": zeros(8, 3)}, {}, ShapeError, "`A` must be (e, n) with e = 4 and n >= 1, got (8, 3)."),
-    ({"conv1d_weight": zeros(4, 4)}, {}, ShapeError, "`conv1d_weight` must be (e, 1, k), got (4, 4)."),
-    ({"conv1d_weight": zeros(8, 1, 4)}, {}, ShapeError,
-     "`conv1d_weight` must be (e, 1, k) = (4, 1, 4), got (8, 1, 4)."),
-    ({"conv1d_bias": zeros(8)}, {}, ShapeError, "`conv1d_bias` must be (e,) = (4,), got (8,)."),
-    ({"x_proj_weight": zeros(5, 4)}, {}, ShapeError, "`x_proj_weight` must be (r+s+s, e) = (8, 4), got (5, 4)."),
-    ({"x_proj_weight": zeros(8, 4)}, {"B": "constant"}, ShapeError,
-     "`x_proj_weight` must be (r+s, e) = (5, 4), got (8, 4)."),
-    ({"delta_proj_weight": zeros(5, 2)}, {}, ShapeError, "`delta_proj_weight` must be (e, r) = (4, 2), got (5, 2)."),
-    ({"out_proj_weight": zeros(5, 8)}, {}, ShapeError, "`out_proj_weight` must be (o, e) = (5, 4), got (5, 8)."),
-    ({"out_proj_bias": zeros(4)}, {}, ShapeError, "`out_proj_bias` must be (o,) = (5,), got (4,)."),
-    ({"B": zeros(2, 9, 3)}, {"B": "varying"}, ShapeError,
-     "`B` must be (b, n, l) = (2, 3, 9), got (2, 9, 3). If it is (b, l, n), pass B.transpose(1, 2)."),
-    ({"C": zeros(4, 2)}, {"C": "constant"}, ShapeError, "`C` must be (e, n) = (4, 3), got (4, 2)."),
-    ({"C_proj_bias": zeros(4)}, {}, ShapeError, "`C_proj_bias` must be (s,) = (3,), got (4,)."),
-    ({"dt_rms_weight": zeros(2)}, {}, ShapeError, "`dt_rms_weight` must be (e,) = (4,), got (2,)."),
-    ({"b_rms_weight": zeros(2)}, {}, ShapeError, "`b_rms_weight` must be (n,) = (3,), got (2,)."),
-    ({"b_rms_weight": zeros(3)}, {"B": "constant"}, ValueError,
-     "`b_rms_weight` needs a varying, real `B`, got a constant one."),
-    ({"c_rms_weight": zeros(3)}, {"complex_A": True}, ValueError,
-     "`c_rms_weight` needs a varying, real `C`, got a complex one."),
-    ({"checkpoint_lvl": 2}, {}, ValueError, "`checkpoint_lvl` must be 0 or 1, got 2."),
-    ({"out_proj_bias": zeros(5, dtype=torch.int64)}, {}, TypeError,
-     "`out_proj_bias` must be float16, bfloat16, float32 or float64, got torch.int64. Pass out_proj_bias.float()."),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("change", "sizes", "error", "text"), INNER_ERRORS)
-def test_a_wrong_argument_of_inner_is_named(change, sizes, error, text):
-    assert_raises(mamba_inner_fn, inner_inputs(**sizes), change, error, text)

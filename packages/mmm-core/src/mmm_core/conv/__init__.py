@@ -98,8 +98,10 @@ def causal_conv1d_update(
     if chosen == "native" and eager((x, weight, bias, state)) and writable(state):
         return native.update(x, weight, bias, state, silu)
     with torch.no_grad():
-        out, new_state = _operator(x.unsqueeze(1), weight, bias, state, None, silu, False, chosen)
-        state.copy_(new_state)
+        out, _ = _operator(x.unsqueeze(1), weight, bias, state, None, silu, False, chosen)
+        state.copy_(
+            torch.cat((state, x.unsqueeze(-1).to(state.dtype)), dim=-1)[..., 1:]
+        )  # the final state has x's dtype
         y: Tensor = out.squeeze(1)
         return y
 

@@ -197,7 +197,7 @@ def _step(
         state.copy_(torch.cat((state, x.to(state.dtype)), dim=2)[..., x.shape[2] :])
         return out
     out = _convolve(x, state.gather(2, _places(state, cache_seqlens, -before, 0)), weight, bias, silu)
-    newest = x[..., max(0, x.shape[2] - length) :].to(state.dtype)
+    newest = x[..., max(0, x.shape[2] - length) :].to(state.dtype)  # no place twice: a scatter has no order
     state.scatter_(2, _places(state, cache_seqlens, x.shape[2] - newest.shape[2], x.shape[2]), newest)
     return out
 

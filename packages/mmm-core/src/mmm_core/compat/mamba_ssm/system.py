@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -19,6 +20,8 @@ from mmm_core.scan import selective_scan
 from mmm_core.scan.problem import SOFTPLUS_THRESHOLD
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 PIECE = 64  # positions
@@ -42,14 +45,10 @@ class System:
         if self.B.ndim == self.C.ndim == 4:
             groups = max(self.B.shape[2], self.C.shape[2])
             return self._scan_real(u, delta, z, _grouped(self.B, groups), _grouped(self.C, groups), None)
-        outs, state = [u[:, :0]], u.new_zeros(u.shape[0], *self.A.shape, dtype=self._dtype(u, delta, z))
-        for piece in _pieces(u.shape[1]):
-            x, gate = u[:, piece], None if z is None else z[:, piece]
-            B, C = (
-                y.expand(*x.shape[:2], -1, -1) if y.ndim == 2 else _grouped(y[:, piece], u.shape[2])
-                for y in (self.B, self.C)
-            )
-            out, state = self._scan_real(x, delta[:, piece], gate, B, C, state)
+        outs, state = [], u.new_zeros(u.shape[0], *self.A.shape, dtype=self._dtype(u, delta, z))
+        for x, step, gate, B, C in _pieces(u, delta, z, self.B, self.C):
+            B, C = (y.expand(*x.shape[:2], -1, -1) if y.ndim == 2 else _grouped(y, u.shape[2]) for y in (B, C))
+            out, state = self._scan_real(x, step, gate, B, C, state)
             outs.append(out)
         return torch.cat(outs, dim=1), state
 
@@ -69,12 +68,12 @@ class System:
             step = step + self.delta_bias.to(dtype)
         if self.delta_softplus:
             step = F.softplus(step, threshold=SOFTPLUS_THRESHOLD)
-        A, B, C = (y.to(dtype.to_complex()) for y in (self.A, self.B, self.C))
+        pair = torch.promote_types(dtype, torch.complex64)
+        A, B, C = (y.to(pair) for y in (self.A, self.B, self.C))
         recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # in the backward
-        ys, state = [x[:, :0]], A.new_zeros(u.shape[0], *A.shape)
-        for piece in _pieces(u.shape[1]):
-            now = [y if y.ndim == 2 else y[:, piece] for y in (B, C)]
-            y, state = recomputed(_complex_piece, x[:, piece], step[:, piece], A, *now, state)
+        ys, state = [], A.new_zeros(u.shape[0], *A.shape)
+        for now in _pieces(x, step, B, C):
+            y, state = recomputed(_complex_piece, *now, A, state)
             ys.append(y)
         out = torch.cat(ys, dim=1)
         out = out if self.D is None else out + x * self.D.to(dtype)
@@ -85,20 +84,25 @@ class System:
         return arithmetic_dtype((*sequences, self.A.real, self.B.real, self.C.real, self.D, self.delta_bias))
 
 
-def _complex_piece(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def _complex_piece(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, A: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """The ungated output of a few positions, twice the real part, and the state behind them."""
     decay = (delta[..., None] * A).exp()  # (b, c, e, n)
     B, C = (x if x.ndim == 2 else _grouped(x, u.shape[2]) for x in (B, C))
     inputs = (delta * u)[..., None] * B
     states = []
-    for t in range(u.shape[1]):
-        h = decay[:, t] * h + inputs[:, t]
+    for factor, entering in zip(decay.unbind(1), inputs.unbind(1), strict=True):
+        h = factor * h + entering
         states.append(h)
-    return 2 * (torch.stack(states, dim=1) * C).sum(-1).real, h
+    whole = torch.stack(states, dim=1) if states else inputs
+    return 2 * (whole * C).sum(-1).real, h
 
 
-def _pieces(length: int) -> list[slice]:
-    return [slice(start, start + PIECE) for start in range(0, length, PIECE)]
+def _pieces(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """The tensors piece by piece along `l`, one piece at least; a constant one, (e, n), and None as they are."""
+    first = tensors[0]
+    assert first is not None
+    count = max(1, -(-first.shape[1] // PIECE))
+    return zip(*(repeat(x, count) if x is None or x.ndim == 2 else x.split(PIECE, dim=1) for x in tensors), strict=True)
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
