@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,8 +54,9 @@ def pack(
     if mask is None:
         return x, None
     order = real_first(mask.flatten()[None])[0]
-    bounds = F.pad(mask.sum(dim=1).cumsum(dim=0), (1, 1), value=mask.numel())
-    bounds[0] = 0
+    ends = mask.sum(dim=1).cumsum(dim=0)
+    # Not by F.pad: a graph that is traced would hold for one number of tokens.
+    bounds = torch.cat([ends.new_zeros(1), ends, ends.new_full((1,), mask.numel())])
     return x.flatten(0, 1)[order][None], bounds
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmm_block.padding import pack, pack_states, real_first, unpack
+from mmm_block.padding import pack, pack_states, unpack
 from mmm_core import causal_conv1d, init_ssm, selective_scan
 from mmm_fusion import ImageFirst, ImageMemory, check_arguments, check_counts, check_image, check_text
 
@@ -75,18 +75,14 @@ class CrossMamba(ImageFirst):
     ) -> ImageMemory:
         """Scan the image; its last state and the mean of its C stay for the text. See `FusionMethod.read`."""
         image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
+        x = self.image_side.norm(self.dropout(self.proj(image)).to(image.dtype))
+        packed, bounds = pack(x, image_mask)
+        _, C, (_, state) = self.image_side(packed, cu_seqlens=bounds)
         real = torch.ones_like(image[..., 0], dtype=torch.bool) if image_mask is None else image_mask  # (b, p)
-        if image_mask is not None:
-            order = real_first(image_mask)
-            image, real = image.take_along_dim(order[..., None], 1), real.take_along_dim(order, 1)
-        side, padding = self.image_side, ~real[..., None]
-        (u, delta, B, C), _ = side(side.norm(self.dropout(self.proj(image)).to(image.dtype)))
-        # A step of 0 leaves the state as it is: padding, which comes last, counts nothing.
-        delta = F.softplus(wide(delta) + wide(side.dt_proj.bias)).masked_fill(padding, 0)
-        _, state = selective_scan(u, delta, side.A(), B, C, return_final_state=True)
         count = real.sum(dim=1, keepdim=True).clamp(min=1)  # (b, 1)
-        mean = (wide(C).masked_fill(padding, 0).sum(dim=1) / count).to(C.dtype)  # (b, n)
-        return ImageMemory(image.new_zeros(len(image), 0, self.dim), context=(state, mean))
+        C = unpack(C, image_mask).masked_fill(~real[..., None], 0)
+        mean = (wide(C).sum(dim=1) / count).to(C.dtype)  # (b, n)
+        return ImageMemory(image.new_zeros(len(image), 0, self.dim), context=(state[: len(image)], mean))
 
     def extend(
         self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
@@ -97,28 +93,15 @@ class CrossMamba(ImageFirst):
         """
         text = check_text(self, text, memory=memory, text_mask=text_mask)
         state, mean = memory.context
-        side, x = self.text_side, self.text_side.norm(text)
-        conv, ssm = pack_states(memory.past, text_mask) or (None, None)
+        x = self.text_side.norm(text)
         packed, bounds = pack(x, text_mask)
-        (u, delta, B, C), conv = side(packed, conv, bounds)
         other, _ = pack(mean[:, None].expand(*text.shape[:2], -1), text_mask)
-        y, ssm = selective_scan(
-            u,
-            delta,
-            side.A(),
-            B,
-            other,
-            self.D,
-            delta_bias=side.dt_proj.bias,
-            delta_softplus=True,
-            initial_state=ssm,
-            return_final_state=True,
-            cu_seqlens=bounds,
-        )
+        past = pack_states(memory.past, text_mask)
+        y, C, past = self.text_side(packed, other, self.D, past, cu_seqlens=bounds)
         y, C = unpack(y, text_mask), unpack(C, text_mask)  # (b, l, e), (b, l, n)
         y = (y + C @ state.mT.to(C.dtype)) * F.silu(self.z_proj(x))
         text = text + self.dropout(self.out_proj(y))
-        return text, memory._replace(past=(conv[: len(text)], ssm[: len(text)]))
+        return text, memory._replace(past=tuple(each[: len(text)] for each in past))
 
 
 class Side(nn.Module):
@@ -145,22 +128,48 @@ class Side(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b l d"],
-        conv: Float[Tensor, "b e t"] | None = None,
+        read_by: Float[Tensor, "b l n"] | None = None,
+        D: Float[Tensor, " e"] | None = None,
+        states: tuple[Tensor, ...] = (),
+        *,
         cu_seqlens: Int[Tensor, " bounds"] | None = None,
-    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """u, delta before its bias and softplus, B and C, from normed tokens; and the state of the convolution."""
-        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+    ) -> tuple[Float[Tensor, "b l e"], Float[Tensor, "b l n"], tuple[Tensor, Tensor]]:
+        """Scan normed tokens.
+
+        Args:
+            x: Tokens, `(b, l, dim)`.
+            read_by: The C that reads the states; None: its own.
+            D: Weight of the scan's input in its output.
+            states: Of convolution and scan, to go on from; empty: none.
+            cu_seqlens: As `selective_scan` takes them.
+        Returns:
+            What was read, `(b, l, e)`; its own C, `(b, l, n)`; and the states behind the last token.
+        """
+        conv, ssm = states or (None, None)
         u, conv = causal_conv1d(
             self.in_proj(x),
-            weight,
-            bias,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
             activation="silu",
             initial_state=conv,
             return_final_state=True,
             cu_seqlens=cu_seqlens,
         )
         dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
-        return (u, F.linear(dt, self.dt_proj.weight), B, C), conv
+        y, ssm = selective_scan(
+            u,
+            F.linear(dt, self.dt_proj.weight),
+            self.A(),
+            B,
+            C if read_by is None else read_by,
+            D,
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+            initial_state=ssm,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        return y, C, (conv, ssm)
 
 
 def wide(x: Tensor) -> Tensor:

@@ -118,8 +118,10 @@ def attend(
 ) -> Float[Tensor, "b l dim"]:
     """Attention of the last l of m positions, each to itself and the real ones before it."""
     l, m = q.shape[2], k.shape[2]
-    if mask is None and l in (1, m):  # a single position sees all
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=l == m)
+    if mask is None and l == 1:  # it sees all
+        attended = F.scaled_dot_product_attention(q, k, v)
+    elif mask is None and l == m:
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
         here, there = (torch.arange(first, m, device=q.device) for first in (m - l, 0))
         seen = there <= here[:, None]  # (l, m)
