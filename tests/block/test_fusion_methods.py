@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from mmm_block.methods import CrossMamba, State
 from mmm_fusion import ArgumentError
@@ -87,3 +88,48 @@ def test_state_reads_the_text_as_the_end_of_a_sequence_that_begins_with_the_imag
     text, image = torch.randn(2, 5, 10).double(), torch.randn(2, 7, 6).double()
     whole = method.mixer(torch.cat([method.norm_image(method.proj(image)), method.norm_text(text)], dim=1))
     torch.testing.assert_close(method(text, image).tokens, text + whole[:, 7:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [CrossMamba, State])
+def test_what_is_kept_of_a_text_does_not_grow_with_it(method) -> None:
+    fuse = method(10, 6, heads=2, dropout=0.0, d_state=3, d_conv=3, expand=2).double()
+    memory = fuse.read(torch.randn(2, 7, 6).double())
+    for l in (1, 1, 6, 50):
+        _, memory = fuse.extend(torch.randn(2, l, 10).double(), memory)
+        assert [each.shape for each in memory.past] == [(2, 20, 2), (2, 20, 3)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [CrossMamba, State])
+def test_the_state_is_that_behind_the_last_real_token(method) -> None:
+    torch.manual_seed(0)
+    fuse = method(10, 6, heads=2, dropout=0.0).double()
+    text, image = torch.randn(3, 6, 10).double(), torch.randn(3, 7, 6).double()
+    mask = torch.tensor([[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 1]], dtype=torch.bool)
+    _, begun = fuse.extend(torch.randn(3, 4, 10).double(), fuse.read(image))
+    _, after = fuse.extend(text.masked_fill(~mask[..., None], float("nan")), begun, text_mask=mask)
+    for row in range(3):
+        one = torch.tensor([row])
+        _, alone = fuse.extend(text[row, mask[row]][None], begun.rows(one))
+        for seen, expected in zip(after.rows(one).past, alone.past, strict=True):
+            torch.testing.assert_close(seen, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("method", [CrossMamba, State])
+def test_one_graph_serves_texts_of_many_lengths(method, masked: bool) -> None:
+    fuse, counter = method(10, 6, heads=2, dropout=0.0).double(), CompileCounter()
+    torch.compiler.reset()
+    extend = torch.compile(fuse.extend, fullgraph=True, backend=counter)
+    memory, graphs = fuse.read(torch.randn(2, 7, 6).double()), []
+    for l in (2, 3, 4, 5, 6, 7, 8):
+        text, mask = torch.randn(2, l, 10).double(), torch.arange(l) < torch.tensor([[l], [2]])
+        given = {"text_mask": mask} if masked else {}
+        expected, after = fuse.extend(text, memory, **given)
+        tokens, memory = extend(text, memory, **given)
+        torch.testing.assert_close(tokens[mask], expected[mask])
+        torch.testing.assert_close(memory.past, after.past)
+        graphs.append(counter.frame_count)
+    assert graphs[3:] == [graphs[3]] * 4

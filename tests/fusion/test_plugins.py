@@ -248,6 +248,13 @@ BROKEN = {
         "PluginError: broken_fusion.Method.join: the signature must be "
         "(self, text, memory, *, text_mask=None), got (self, text, memory).",
     ),
+    "extend without a mask": (
+        plugin("broken").replace(
+            "    def forward", "    def extend(self, text, memory):\n        ...\n\n    def forward"
+        ),
+        "PluginError: broken_fusion.Method.extend: the signature must be "
+        "(self, text, memory, *, text_mask=None), got (self, text, memory).",
+    ),
     "a built-in's name": (
         plugin("mlp"),
         f"DuplicateMethodError: fusion method 'mlp' is offered by {OWN} and broken-fusion 0.2. "
