@@ -21,6 +21,14 @@ def plain_mamba(layer, x):
     x = F.silu(F.conv1d(F.pad(x.mT, (taps - 1, 0)), p["conv1d.weight"], bias["conv1d"], groups=inner).mT)
     rank = p["dt_proj.weight"].shape[1]
     dt, B, C = F.linear(x, p["x_proj.weight"]).split([rank, n, n], dim=-1)
+    if layer.selection_norm is not None:
+        ones = torch.ones(max(rank, n), dtype=torch.float64)
+        dt, B, C = (
+            y
+            / (y.square().mean(-1, keepdim=True) + layer.selection_norm).sqrt()
+            * p.get(f"{name}_layernorm.weight", ones[: y.shape[-1]])
+            for name, y in (("dt", dt), ("b", B), ("c", C))
+        )
     dt = F.softplus(F.linear(dt, p["dt_proj.weight"], p["dt_proj.bias"]))
     h, ys = torch.zeros(len(x), inner, n, dtype=torch.float64), []
     for t in range(x.shape[1]):
@@ -34,6 +42,8 @@ OPTIONS = [
     {},
     {"d_state": 5, "d_conv": 2, "expand": 3, "dt_rank": 7},
     {"bias": True, "conv_bias": False, "d_state": 1, "d_conv": 1},
+    {"selection_norm": 1e-2},
+    {"selection_norm": 1e-3, "selection_norm_weight": True, "d_state": 5, "dt_rank": 3},
 ]
 
 
@@ -42,7 +52,9 @@ OPTIONS = [
 @torch.no_grad()
 def test_it_is_the_mamba_of_the_paper(options, dtype):
     layer, x = Mamba(20, **options).to(dtype), torch.randn(3, 33, 20, dtype=dtype)
-    layer.A_log.normal_()
+    for name, parameter in layer.named_parameters():
+        if name == "A_log" or "layernorm" in name:
+            parameter.normal_()
     assert rms_error_ratio(layer(x), plain_mamba(layer, x)) <= OUTPUT_TOLERANCE[dtype]
 
 
@@ -58,6 +70,18 @@ def test_parameters_have_the_names_and_shapes_of_mamba_ssm():
         "dt_proj.weight": (80, 3),
         "dt_proj.bias": (80,),
         "out_proj.weight": (40, 80),
+    }
+
+
+def test_norms_of_what_is_selected_have_the_names_of_jamba():
+    plain = dict(Mamba(40).named_parameters())
+    assert dict(Mamba(40, selection_norm=1e-6).named_parameters()).keys() == plain.keys()
+    weighted = dict(Mamba(40, selection_norm=1e-6, selection_norm_weight=True).named_parameters())
+    added = {name: tuple(weighted[name].shape) for name in weighted.keys() - plain.keys()}
+    assert added == {
+        "dt_layernorm.weight": (3,),
+        "b_layernorm.weight": (16,),
+        "c_layernorm.weight": (16,),
     }
 
 
@@ -165,8 +189,9 @@ def test_packed_texts_go_on_from_their_states():
         torch.testing.assert_close(packed[:, span], alone)
 
 
-def test_it_is_causal_and_every_parameter_learns():
-    layer, x = Mamba(8), torch.randn(2, 9, 8, requires_grad=True)
+@pytest.mark.parametrize("options", OPTIONS[-2:])
+def test_it_is_causal_and_every_parameter_learns(options):
+    layer, x = Mamba(8, **options), torch.randn(2, 9, 8, requires_grad=True)
     y = layer(x)
     (grad,) = torch.autograd.grad(y[:, 4].sum(), x, retain_graph=True)
     assert (grad[:, 5:] == 0).all()
@@ -231,8 +256,9 @@ def test_exports_with_any_length(length, gradients):
         torch.testing.assert_close(program.module()(x), layer(x))
 
 
-def test_autocast_is_close_to_float32():
-    layer, x = Mamba(16), torch.randn(2, 7, 16)
+@pytest.mark.parametrize("options", [OPTIONS[0], *OPTIONS[-2:]])
+def test_autocast_is_close_to_float32(options):
+    layer, x = Mamba(16, **options), torch.randn(2, 7, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)
     assert y.dtype == torch.bfloat16
@@ -243,6 +269,9 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="must be at least 1") as raised:
         Mamba(8, d_state=0)
     assert str(raised.value) == "Mamba: `d_state` must be at least 1, got 0."
+    with pytest.raises(ValueError, match="needs norms") as raised:
+        Mamba(8, selection_norm_weight=True)
+    assert str(raised.value) == ("Mamba: `selection_norm_weight` needs norms, got selection_norm=None. Give their eps.")
     with pytest.raises(ShapeError) as raised:
         Mamba(8)(torch.zeros(2, 5, 7))
     assert str(raised.value) == "Mamba: `x` must be (b, l, dim) with dim = 8, got (2, 5, 7)."

@@ -47,10 +47,13 @@ class Mamba(nn.Module):
         dt_rank: Rank of the step sizes' projection; None: ceil(dim / 16).
         bias: Whether `in_proj` and `out_proj` have biases.
         conv_bias: Whether the convolution has one.
+        selection_norm: The `eps` of RMS norms on the step sizes (before `dt_proj`), B and C; None: there are none.
+        selection_norm_weight: Whether these norms have weights: Jamba's do, Falcon-Mamba's do not.
     Raises:
-        ValueError: A size is less than 1.
+        ValueError: A size is less than 1, or there are weights for norms and no norms.
     Source:
-        arXiv:2312.00752 §3.4; as mamba_ssm's `Mamba`.
+        arXiv:2312.00752 §3.4; as mamba_ssm's `Mamba`. The norms: arXiv:2403.19887 §6.4 (Jamba) and
+        arXiv:2410.05355 (Falcon-Mamba), with Jamba's names `dt_layernorm`, `b_layernorm`, `c_layernorm`.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class Mamba(nn.Module):
         dt_rank: int | None = None,
         bias: bool = False,
         conv_bias: bool = True,
+        selection_norm: float | None = None,
+        selection_norm_weight: bool = False,
     ) -> None:
         super().__init__()
         dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
@@ -70,6 +75,8 @@ class Mamba(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"Mamba: `{name}` must be at least 1, got {size}.")
+        if selection_norm_weight and selection_norm is None:
+            raise ValueError("Mamba: `selection_norm_weight` needs norms, got selection_norm=None. Give their eps.")
         inner = expand * dim
         self.dim, self.d_state, self.dt_rank = dim, d_state, dt_rank
         self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
@@ -79,6 +86,12 @@ class Mamba(nn.Module):
         self.A_log = nn.Parameter(torch.empty(inner, d_state))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, dim, bias=bias)
+        self.selection_norm = selection_norm
+        if selection_norm is not None:
+            self.dt_layernorm, self.b_layernorm, self.c_layernorm = (
+                nn.RMSNorm(size, eps=selection_norm, elementwise_affine=selection_norm_weight)
+                for size in (dt_rank, d_state, d_state)
+            )
         for parameter in (self.A_log, self.D, self.dt_proj.bias):  # an optimiser that looks leaves these undecayed
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
         init_ssm(self.A_log, self.dt_proj)
@@ -180,8 +193,17 @@ class Mamba(nn.Module):
         """What each token selects: `delta` without its bias, which joins in the scan in float32; and `A`, `B`, `C`."""
         A_log = self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        if self.selection_norm is not None:
+            norms = (self.dt_layernorm, self.b_layernorm, self.c_layernorm)
+            dt, B, C = map(normed, norms, (dt, B, C))
         # -exp(A_log): torch hands `exp` to all its threads however small it is, which a single token waits long for.
         return F.linear(dt, self.dt_proj.weight), -torch.exp2(A_log * LOG2E), B, C
+
+
+def normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """`norm(x)` in the dtype of `x`: autocast leaves it in half precision beside a weight in full."""
+    weight = None if norm.weight is None else norm.weight.to(x.dtype)
+    return F.rms_norm(x, norm.normalized_shape, weight, norm.eps)
 
 
 @torch.no_grad()
