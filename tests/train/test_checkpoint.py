@@ -1,38 +1,10 @@
-"""Files are whole or not there."""
+"""Tensors in files are whole or not there."""
 
-import os
 from pathlib import Path
 
-import pytest
 import torch
 
-from mmm_train.checkpoint import read_tensors, write_tensors, write_whole
-
-
-def test_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_whole(path, "one")
-    write_whole(path, b"two")
-    assert path.read_text() == "two"
-    assert [found.name for found in tmp_path.iterdir()] == ["a.txt"]
-    mask = os.umask(0)
-    os.umask(mask)
-    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
-
-
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    path = tmp_path / "a.txt"
-    write_whole(path, "old")
-
-    def fail(*args: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, broken, fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert [found.name for found in tmp_path.iterdir()] == ["a.txt"]
+from mmm_train.checkpoint import read_tensors, write_tensors
 
 
 def test_tensors_of_every_kind(tmp_path: Path) -> None:

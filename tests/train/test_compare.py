@@ -21,6 +21,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 import mmm_fusion
+from mmm_block.origins import source
 from mmm_train import Config, ConfigError, Interrupted, Run, RunError, Terminal, compare, compare_config, train
 from mmm_train.cli import main
 from mmm_train.cli.compare import compare_settings
@@ -30,7 +31,6 @@ from mmm_train.comparison.member import work
 from mmm_train.comparison.plan import Member, Plan
 from mmm_train.comparison.processes import Process, Processes
 from mmm_train.evaluate import score
-from mmm_train.methods import source
 
 PLUGIN = '''
 import mmm_fusion

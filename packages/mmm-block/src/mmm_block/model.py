@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmm_block.block import ImageTokens, MultiModalMambaBlock
+from mmm_block.checkpoint import Pretrained
 from mmm_block.config import MultiModalMambaConfig
 from mmm_block.errors import InputError
 from mmm_block.generate import Generation, Stopping, TokenStream, find_seeds, find_seen, read_prompts
@@ -58,7 +59,7 @@ class ModelOutput(NamedTuple):
     state: ModelState | None
 
 
-class MultiModalMamba(nn.Module):
+class MultiModalMamba(Pretrained, nn.Module):
     """A language model on Mamba layers that reads images where `<image>` stands in the text.
 
     Args:

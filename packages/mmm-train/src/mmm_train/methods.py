@@ -1,14 +1,11 @@
-"""Fusion methods as users name them: by name, or by a Python file that holds them; and where each comes from."""
+"""Fusion methods as users name them: by name, or by a Python file that holds them."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import mmm_fusion
-from mmm_fusion.plugins import registry
 from mmm_train.errors import ConfigError
 
 FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<name>\w+))?", flags=re.DOTALL)
@@ -59,56 +56,6 @@ def several_methods(words: str) -> list[str] | None:
         raise ConfigError("--fusion must be all, or methods with commas between them, got nothing.")
     names = [name for word in wanted if word != ALL for name in _split(word)[0]]
     return None if ALL in wanted else list(dict.fromkeys(names))
-
-
-def source(name: str) -> dict[str, str]:
-    """Where a method comes from: its distribution and version, or its file, or its module.
-
-    Args:
-        name: The method.
-    Returns:
-        The keys distribution and version, or place, with the sha256 of a file; nothing for a method that is not
-        registered.
-    """
-    known = registry().methods
-    if name not in known:
-        return {}
-    found = known[name].source
-    if file := file_of(name):  # its name alone, for run folders are passed on
-        return {"place": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    if found.place:
-        return {"place": Path(found.place).name}
-    return {"distribution": found.distribution, "version": found.version}
-
-
-def file_of(name: str) -> Path | None:
-    """The file that gave a method.
-
-    Args:
-        name: A registered method.
-    Returns:
-        Its full path; None for one that is installed, or whose class was registered.
-    """
-    place = Path(registry().methods[name].source.place)
-    return place.resolve() if place.is_file() else None
-
-
-def origin(source: Mapping[str, str]) -> str:
-    """What `source` returned, to be read.
-
-    Args:
-        source: Its keys and values.
-    Returns:
-        Such as `mmm-fusion 0.1.0` or `own.py (sha256 1f2e3d4c5b6a)`.
-    """
-    match source:
-        case {"place": place, "sha256": digest}:
-            return f"{place} (sha256 {digest[:12]})"
-        case {"place": place}:
-            return place
-        case {"distribution": name, "version": version}:
-            return f"{name} {version}".rstrip()
-    return "nowhere"
 
 
 def _split(word: str) -> tuple[list[str], list[Path]]:

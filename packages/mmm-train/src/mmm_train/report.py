@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmm_train.checkpoint import write_whole
+from mmm_block.files import write_whole
 from mmm_train.data import Picture, open_picture
 from mmm_train.evaluate import Answered, Scores
 from mmm_train.seeds import derive

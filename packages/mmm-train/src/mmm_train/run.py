@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 import mmm_fusion
-from mmm_train.checkpoint import read_json, read_tensors, write_json, write_tensors, write_whole
+from mmm_block.files import write_json, write_whole
+from mmm_block.origins import origin, source
+from mmm_train.checkpoint import read_json, read_tensors, write_tensors
 from mmm_train.config import Config
 from mmm_train.data import QuestionSet, Tokenizer
 from mmm_train.errors import RunError
 from mmm_train.evaluate import QuestionOnly
-from mmm_train.methods import origin, source
 from mmm_train.model import AnswerModel
 
 VERSION = 1
@@ -36,7 +37,7 @@ class Run:
         tokenizer: Numbers the words.
         question_only: What a predictor answers that sees no picture.
         trained_on: Fingerprint of the training set.
-        source: Where its fusion method came from, see `methods.source`.
+        source: Where its fusion method came from, see `mmm_block.origins`.
     """
 
     folder: Path

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
-from mmm_train.checkpoint import write_json
+from mmm_block.files import write_json
+from mmm_block.origins import source
 from mmm_train.comparison.measure import measure, peak_memory
 from mmm_train.config import Config
 from mmm_train.errors import Interrupted, RunError
-from mmm_train.methods import load_plugin, source
+from mmm_train.methods import load_plugin
 from mmm_train.run import Run
 from mmm_train.terminal import Progress, Terminal
 from mmm_train.training import resume, train

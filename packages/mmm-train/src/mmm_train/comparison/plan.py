@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import mmm_fusion
-from mmm_train.checkpoint import read_json, write_json
+from mmm_block.files import write_json
+from mmm_block.origins import origin
+from mmm_train.checkpoint import read_json
 from mmm_train.comparison.member import RESULT
 from mmm_train.comparison.summary import COLUMNS
 from mmm_train.config import Config
 from mmm_train.data import QuestionSet
 from mmm_train.errors import RunError
 from mmm_train.evaluate import QuestionOnly, Scores, score
-from mmm_train.methods import origin
 from mmm_train.run import PACKAGES
 from mmm_train.terminal import printable
 
@@ -37,7 +38,7 @@ class Member:
     Args:
         method: Name of the fusion method.
         seed: Start of every random number.
-        source: Where the method comes from, see `methods.source`.
+        source: Where the method comes from, see `mmm_block.origins`.
         measured: What `measure` returned; None before the run is done.
         failure: Why it failed, in one line.
     """

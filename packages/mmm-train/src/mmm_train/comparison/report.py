@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from mmm_train.checkpoint import write_whole
+from mmm_block.files import write_whole
+from mmm_block.origins import origin
 from mmm_train.comparison.summary import COLUMNS, Column, Comparison, Row
-from mmm_train.methods import origin
 from mmm_train.report import COLOURS, LABELS, data_uri
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import mmm_fusion
+from mmm_block.origins import file_of, source
 from mmm_train.comparison.display import Board, introduce, show
 from mmm_train.comparison.plan import Member, Plan, brief
 from mmm_train.comparison.processes import Process, Processes
@@ -22,7 +23,7 @@ from mmm_train.config import Config
 from mmm_train.data import QuestionSet, check_pictures, read_sets
 from mmm_train.demo import compare_config
 from mmm_train.errors import ConfigError, Interrupted
-from mmm_train.methods import file_of, load_plugin, source
+from mmm_train.methods import load_plugin
 from mmm_train.model import AnswerModel
 from mmm_train.run import pick_device
 from mmm_train.terminal import Terminal

@@ -1,0 +1,156 @@
+"""Files are whole or not there, one or several of a folder together."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmm_block.files import current, replacing, write_whole
+
+STALE = re.compile(r"weights.*")
+OLD = {"config": "old", "weights": "old", "weights-2": "old", "mine": "kept"}
+NEW = {"config": "new", "weights": "new", "weights-1": "new", "mine": "kept"}
+
+
+class Crash(BaseException):
+    """The process is gone: nothing that it would still do is done."""
+
+
+class Machine:
+    """Counts what is done to the disk, and goes down before a number of it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, last: int) -> None:
+        self.left = last
+        for owner, names in ((os, ("fsync", "rename", "replace", "link", "unlink", "chmod")), (shutil, ("rmtree",))):
+            for name in names:
+                patch.setattr(owner, name, self.watched(getattr(owner, name)))
+        patch.setattr(tempfile, "mkdtemp", self.watched(tempfile.mkdtemp))
+
+    def watched(self, do: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*args: Any, **kwargs: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise Crash
+            return do(*args, **kwargs)
+
+        return done
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def read(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+
+
+def save(folder: Path) -> None:
+    with replacing(folder, STALE) as new:
+        write(new, {name: text for name, text in NEW.items() if name != "mine"})
+
+
+def crashes(tmp_path: Path) -> Iterator[Path]:
+    """A folder for each moment at which the machine can go down while it saves; the last time it does not."""
+    for moment in count():
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        write(folder, OLD)
+        with pytest.MonkeyPatch.context() as patch:
+            Machine(patch, moment)
+            try:
+                save(folder)
+            except Crash:
+                pass
+            else:
+                return
+        yield folder
+
+
+def state_of(folder: Path) -> dict[str, str]:
+    """What a reader finds: files of the new state beside those of its own."""
+    files = read(current(folder))
+    return files if current(folder) == folder else {"mine": (folder / "mine").read_text(), **files}
+
+
+def test_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_whole(path, "one")
+    write_whole(path, b"two")
+    assert path.read_text() == "two"
+    assert [found.name for found in tmp_path.iterdir()] == ["a.txt"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    path = tmp_path / "a.txt"
+    write_whole(path, "old")
+
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert [found.name for found in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_several_files_are_replaced_together(tmp_path: Path) -> None:
+    write(tmp_path, OLD)
+    save(tmp_path)
+    assert read(tmp_path) == NEW
+    assert {path.name for path in tmp_path.iterdir()} == NEW.keys()
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "b")
+    assert {**read(tmp_path / "a" / "b"), "mine": "kept"} == NEW
+
+
+def test_a_crash_at_any_moment_leaves_the_old_files_or_the_new_ones(tmp_path: Path) -> None:
+    found = [state_of(folder) for folder in crashes(tmp_path)]
+    news = [state == NEW for state in found]
+    assert all(state == OLD for state, new in zip(found, news, strict=True) if not new)
+    assert news == sorted(news)  # once they are new, they stay so
+    assert 5 < news.index(True) < len(news) - 5
+
+
+def test_after_a_crash_at_any_moment_the_next_save_works(tmp_path: Path) -> None:
+    for folder in crashes(tmp_path):
+        newer = {"config": "newer", "weights-3": "newer"}
+        with replacing(folder, STALE) as new:
+            write(new, newer)
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {"mine": "kept", **newer}
+
+
+def test_an_exception_changes_nothing(tmp_path: Path) -> None:
+    write(tmp_path, OLD)
+
+    def interrupted() -> None:
+        with replacing(tmp_path, STALE) as new:
+            write(new, {"weights": "half"})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == OLD
+
+
+def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise PermissionError("not supported")
+
+    monkeypatch.setattr(os, "link", fail)
+    write(tmp_path, OLD)
+    save(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == NEW
