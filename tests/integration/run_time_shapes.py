@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable
 
 import beartype  # noqa: F401  (what the packages import comes before TYPE_CHECKING is set)
+import huggingface_hub.hub_mixin  # noqa: F401
 import jaxtyping
 import pluggy  # noqa: F401
 import torch

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 ARROWS = {
@@ -72,7 +73,7 @@ def test_imports_of_ours_follow_the_arrows(package: str) -> None:
 def test_imports_of_others_are_declared(package: str) -> None:
     project = tomllib.loads((SOURCES[package].parents[1] / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project.get("optional-dependencies", {}).values()]
-    declared = {Requirement(line).name.lower() for group in groups for line in group}
+    declared = {canonicalize_name(Requirement(line).name) for group in groups for line in group}
     declared |= {*sys.stdlib_module_names, *OPTIONAL.get(package, ())}
     distributions = packages_distributions()
     wrong = []
@@ -82,7 +83,7 @@ def test_imports_of_others_are_declared(package: str) -> None:
         for node, name in imported_names(tree):
             top = name.partition(".")[0]
             known = top in sys.stdlib_module_names or top.startswith("mmm_") or top in OPTIONAL.get(package, ())
-            owners = {owner.lower() for owner in distributions.get(top, [top])}
+            owners = {canonicalize_name(owner) for owner in distributions.get(top, [top])}
             if node not in never_run and not known and not owners & declared:
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {name}")
     assert wrong == []

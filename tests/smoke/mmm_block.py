@@ -1,8 +1,10 @@
-"""The wheel with its siblings: the block with every method."""
+"""The wheel with its siblings: the block with every method, and a model that is saved and loaded."""
+
+import tempfile
 
 import torch
 
-from mmm_block import MultiModalMambaBlock
+from mmm_block import MultiModalMamba, MultiModalMambaBlock
 from mmm_fusion import available
 
 for method in available():
@@ -22,3 +24,8 @@ for method in available():
     out = block(torch.randn(2, 3, 8), torch.randn(2, 3, 16, 16))
     out.sum().backward()
     print(block.check_fusion_method(), tuple(out.shape))
+
+model = MultiModalMamba(vocab_size=10, dim=8, depth=1, image_size=16, patch_size=8, encoder_depth=1, heads=2)
+with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    print(MultiModalMamba.from_pretrained(folder).config)

@@ -8,7 +8,7 @@ import shutil
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from huggingface_hub import ModelCard
+
+T = TypeVar("T", bound="Pretrained")
 
 CONFIG = "config.json"
 MODEL_TYPE = "multimodal_mamba"
@@ -85,7 +87,7 @@ class Pretrained(
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[T],
         pretrained_model_name_or_path: str | Path,
         *,
         device: str | torch.device = "cpu",
@@ -96,7 +98,7 @@ class Pretrained(
         force_download: bool = False,
         local_files_only: bool = False,
         **fields: Any,
-    ) -> Self:
+    ) -> T:
         """Load a model that `save_pretrained` saved, in evaluation mode.
 
         Nothing is unpickled. The generators of random numbers stay as they are.

@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any
 
 import mmm_fusion
 from mmm_block.errors import ConfigError
@@ -93,7 +93,7 @@ class MultiModalMambaConfig:
                 object.__setattr__(self, name, tuple(value))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> MultiModalMambaConfig:
         """Make a config of plain values, as JSON holds them.
 
         Raises:

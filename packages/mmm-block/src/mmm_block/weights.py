@@ -7,23 +7,21 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-import torch
 from safetensors.torch import save_file
 
 from mmm_block.errors import CheckpointError
+from mmm_block.tensor_file import read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    import torch
     from torch import Tensor, nn
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 """Names of the files that weights are written to."""
-PICKLED = (b"PK\x03\x04", b"\x80")
-"""How a file begins that torch.save wrote, now and in former times."""
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -67,7 +65,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         CheckpointError: There are none, a file is missing or damaged, or it is a pickle.
     """
     if (folder / SINGLE).is_file():
-        return read_file(folder / SINGLE)
+        return read_tensors(folder / SINGLE)[0]
     if not (folder / INDEX).is_file():
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         raise CheckpointError(
@@ -81,7 +79,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         )
     weights: dict[str, Tensor] = {}
     for file, names in _read_index(folder / INDEX).items():
-        tensors = read_file(folder / file)
+        tensors, _ = read_tensors(folder / file)
         if tensors.keys() != set(names):
             raise CheckpointError(
                 f"{folder / file}: the tensors that {INDEX} tells of were expected; "
@@ -89,29 +87,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             )
         weights |= tensors
     return weights
-
-
-def read_file(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; raises as `read_weights` does."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path.parent}: {path.name} was expected, got none. Copy or download it anew."
-        ) from error
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        with path.open("rb") as opened:
-            pickled = opened.read(4).startswith(PICKLED)
-        if pickled:
-            raise CheckpointError(
-                f"{path}: a safetensors file was expected, got a pickle, which runs code when it is read. "
-                "Save the weights as safetensors where they were made."
-            ) from error
-        raise CheckpointError(
-            f"{path}: a whole safetensors file was expected, got one that is damaged: {error}. "
-            "Copy or download it anew."
-        ) from error
 
 
 def put_weights(
@@ -125,6 +100,29 @@ def put_weights(
         where: What to name in an error.
         device: Where the model goes.
         dtype: Of all floating tensors; None: each as in `weights`.
+    Raises:
+        CheckpointError: As `check_weights`.
+    """
+    own = check_weights(model, weights, where)
+    dtypes = {each.dtype for each in weights.values() if each.is_floating_point()}
+    if dtype is None and len(dtypes) == 1:
+        (dtype,) = dtypes
+    for name, tensor in own.items():
+        given = weights[name]
+        # What goes elsewhere is copied on its way.
+        tensor.data = given.to(dtype if given.is_floating_point() else None, copy=device.type == "cpu")
+    model.to(device, dtype)
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Refuse weights that are not those of a model.
+
+    Args:
+        model: The model.
+        weights: By name.
+        where: What to name in an error.
+    Returns:
+        The model's own tensors.
     Raises:
         CheckpointError: There are too many, too few, or ones of another shape or kind.
     """
@@ -140,14 +138,7 @@ def put_weights(
             f"{where}: the weights of the model that its config describes were expected; "
             f"{'; '.join(filter(None, differences))}. Take config and weights from one checkpoint."
         )
-    dtypes = {each.dtype for each in weights.values() if each.is_floating_point()}
-    if dtype is None and len(dtypes) == 1:
-        (dtype,) = dtypes
-    for name, tensor in own.items():
-        given = weights[name]
-        # What goes elsewhere is copied on its way.
-        tensor.data = given.to(dtype if given.is_floating_point() else None, copy=device.type == "cpu")
-    model.to(device, dtype)
+    return own
 
 
 def difference(expected: Iterable[str], got: Iterable[str]) -> str:

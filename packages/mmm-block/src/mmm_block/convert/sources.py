@@ -1,0 +1,68 @@
+"""Checkpoints of other libraries: a config.json, and weights in safetensors or, if one allows it, in a pickle."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmm_block.checkpoint import CONFIG, NEEDED, read_config
+from mmm_block.errors import CheckpointError
+from mmm_block.hub import fetch
+from mmm_block.tensor_file import read_tensors
+from mmm_block.weights import INDEX, SINGLE, read_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PICKLE = "pytorch_model.bin"
+
+
+def read_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the config and the weights of a checkpoint of any library.
+
+    Args:
+        source: A folder, a file of weights with a config.json beside it, or a repository of the hub.
+        allow_pickle: Read weights that are there as a pickle alone. torch's restricted reader reads it, which knows
+            tensors and plain values alone; still, use it only on files whose makers you trust.
+    Returns:
+        What config.json holds, and tensors on the CPU.
+    Raises:
+        CheckpointError: A file is missing or damaged, or is a pickle and may not be read.
+    """
+    path = Path(source)
+    if path.is_file():
+        folder, file = path.parent, path
+    else:
+        folder = fetch(source, [*NEEDED, *([PICKLE] if allow_pickle else [])])
+        file = folder / PICKLE
+    config = read_config(folder / CONFIG)
+    if path.is_file() and path.suffix == ".safetensors":
+        return config, read_tensors(path)[0]
+    if not path.is_file() and ((folder / SINGLE).is_file() or (folder / INDEX).is_file() or not file.is_file()):
+        return config, read_weights(folder)
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{file}: a safetensors file was expected, got a pickle, which may run code when it is read. "
+            "If you trust its maker, allow it: --allow-pickle, or allow_pickle=True."
+        )
+    return config, _read_pickle(file)
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise CheckpointError(
+            f"{path}: a pickle of tensors alone was expected, got another, or a damaged one: {reason}. "
+            "It was not read any further."
+        ) from error
+    if not isinstance(weights, dict) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
+        raise CheckpointError(
+            f"{path}: a state dict was expected, got a {type(weights).__name__} of other things. "
+            "Save the state dict alone where it was made."
+        )
+    return weights

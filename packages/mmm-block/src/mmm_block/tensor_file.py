@@ -1,0 +1,47 @@
+"""A file of safetensors that is read whole or not at all, and never as a pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors
+
+from mmm_block.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PICKLED = (b"PK\x03\x04", b"\x80")
+"""How a file begins that torch.save wrote, now and in former times."""
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file. Its tensors are views of it: what is kept must be copied.
+
+    Args:
+        path: The file.
+    Returns:
+        Tensors on the CPU by name, and the metadata.
+    Raises:
+        CheckpointError: It is missing, damaged, or a pickle.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent}: {path.name} was expected, got none. Copy or download it anew."
+        ) from error
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        if path.is_file():
+            with path.open("rb") as opened:
+                if opened.read(4).startswith(PICKLED):
+                    raise CheckpointError(
+                        f"{path}: a safetensors file was expected, got a pickle, which runs code when it is read. "
+                        "Save it as safetensors where it was made."
+                    ) from error
+        raise CheckpointError(
+            f"{path}: a whole safetensors file was expected, got one that is damaged: {error}. "
+            "Copy or download it anew."
+        ) from error
