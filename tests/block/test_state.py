@@ -164,8 +164,8 @@ def refused(path):
 
 
 def test_no_file(tmp_path):
-    assert refused(tmp_path / "none").startswith(f"{tmp_path / 'none'}: a file that can be read was expected, got: ")
-    assert refused(tmp_path).startswith(f"{tmp_path}: a file that can be read was expected, got: ")
+    assert refused(tmp_path / "chat") == f"{tmp_path}: chat was expected, got none. Copy or download it anew."
+    assert refused(tmp_path).startswith(f"{tmp_path}: a whole safetensors file was expected, got one that is damaged: ")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 60, 0.5, 0.99, -1])
@@ -176,7 +176,7 @@ def test_a_truncated_file(small, tmp_path, keep):
     path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
     message = refused(path)
     assert message.startswith(f"{path}: a whole safetensors file was expected, got one that is damaged: ")
-    assert message.endswith(" Copy it anew.")
+    assert message.endswith(" Copy or download it anew.")
 
 
 def test_an_altered_file(small, tmp_path):
@@ -207,7 +207,7 @@ def test_a_pickle_is_named_as_one_and_not_run(tmp_path, monkeypatch, protocol):
         path.write_bytes(pickle.dumps(Bomb(), protocol))
     assert refused(path) == (
         f"{path}: a safetensors file was expected, got a pickle, which runs code when it is read. "
-        "Save the state with ModelState.save where it was made."
+        "Save it as safetensors where it was made."
     )
     assert not (tmp_path / "boom").exists()
 

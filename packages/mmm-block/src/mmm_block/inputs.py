@@ -136,7 +136,8 @@ def check_pixels(
         )
     if not images.is_floating_point():
         raise InputError(
-            f"{WHERE}: `images` must be floating, got {images.dtype}. Scale them as those that the model was trained on."
+            f"{WHERE}: `images` must be floating, got {images.dtype}. "
+            "Scale them as those that the model was trained on."
         )
     return images
 

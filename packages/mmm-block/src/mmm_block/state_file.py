@@ -11,12 +11,12 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
 import safetensors.torch
 import torch
 
 from mmm_block.errors import CheckpointError, InputError
 from mmm_block.files import write_whole
+from mmm_block.tensor_file import read_tensors
 
 if TYPE_CHECKING:
     import os
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "mmm_block.ModelState 1"
-PICKLES = (b"PK\x03\x04", b"\x80")  # what torch.save writes begins so, now or in former times
 
 
 def write_state(path: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
@@ -54,7 +53,7 @@ def read_state(path: str | os.PathLike[str], device: torch.device | str) -> dict
     Raises:
         CheckpointError: It cannot be read, is damaged, or is another kind of file.
     """
-    tensors, metadata = _read(Path(path))
+    tensors, metadata = read_tensors(Path(path))
     if metadata.get("format") != FORMAT:
         got = metadata.get("format", "other tensors")
         raise CheckpointError(
@@ -66,26 +65,8 @@ def read_state(path: str | os.PathLike[str], device: torch.device | str) -> dict
             f"{path}: the checksum of what ModelState.save wrote was expected, got another: it is damaged. "
             "Copy it anew."
         )
-    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    tensors = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
     return {name: _restore(value, tensors) for name, value in json.loads(described).items()}
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a file of safetensors."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except OSError as error:
-        raise CheckpointError(f"{path}: a file that can be read was expected, got: {error}. Name another.") from error
-    except safetensors.SafetensorError as error:
-        if path.read_bytes()[:4].startswith(PICKLES):
-            raise CheckpointError(
-                f"{path}: a safetensors file was expected, got a pickle, which runs code when it is read. "
-                "Save the state with ModelState.save where it was made."
-            ) from error
-        raise CheckpointError(
-            f"{path}: a whole safetensors file was expected, got one that is damaged: {error}. Copy it anew."
-        ) from error
 
 
 def _describe(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
