@@ -93,10 +93,11 @@ METHODS = (
     Method(
         "add",
         "add: image tokens added to the text",
-        "Image tokens pass a linear layer, once an image. For each text they are averaged in as many shares as there "
-        f"are words, and each word gets its share added. {WORDS_ALONE}",
+        "Image tokens pass a linear layer, once an image. Each word gets the mean of its share added: the first that of "
+        "all image tokens, the next two that of the halves, the next four that of the quarters, and so on. "
+        + WORDS_ALONE,
         3,
-        image=(Step(1, "Linear"), Step(2, "mean of a share", "p tokens in l shares")),
+        image=(Step(1, "Linear"), Step(2, "mean of a share", "coarse to fine")),
         text=(Step(2, "+"),),
         links=((2, 2, ""),),
     ),
@@ -105,7 +106,7 @@ METHODS = (
         "mlp: image tokens through a perceptron, added to the text",
         "As add, but the image tokens pass two linear layers with a GELU between them, once an image. " + WORDS_ALONE,
         3,
-        image=(Step(1, "Linear, GELU, Linear"), Step(2, "mean of a share", "p tokens in l shares")),
+        image=(Step(1, "Linear, GELU, Linear"), Step(2, "mean of a share", "coarse to fine")),
         text=(Step(2, "+"),),
         links=((2, 2, ""),),
     ),

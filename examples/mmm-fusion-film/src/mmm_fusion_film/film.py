@@ -31,7 +31,7 @@ class Film(ImageFirst):
 
     name = "film"
     contract = 1
-    tokenwise = True
+    tokenwise = True  # each word is joined by itself
 
     def __init__(self, dim: int, image_dim: int, *, heads: int, dropout: float) -> None:
         super().__init__()
