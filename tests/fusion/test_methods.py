@@ -116,6 +116,15 @@ def test_shares_of_millions_of_tokens_are_exact() -> None:
     assert spans[4:] == [(0, 1), (half, 1), (p - 1, 1), (0, p)]
 
 
+def test_the_mean_of_many_large_tokens_in_half_precision() -> None:
+    """Their sum is more than float16 holds."""
+    method = made("add").half()
+    nn.init.constant_(method.proj.weight, 1)
+    nn.init.zeros_(method.proj.bias)
+    tokens = method(torch.zeros(1, 3, 12).half(), torch.full((1, 576, 10), 20.0).half()).tokens
+    torch.testing.assert_close(tokens, torch.full_like(tokens, 200.0))
+
+
 def test_the_shapes_of_the_original() -> None:
     output = create("mlp", 64, 64, heads=8, dropout=0.1)(torch.randn(1, 16, 64), torch.randn(1, 16, 64))
     assert output.tokens.shape == (1, 16, 64)

@@ -59,7 +59,7 @@ class Add(ImageFirst):
     def extend(
         self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
     ) -> tuple[Float[Tensor, "b l dim"], ImageMemory]:
-        """Add to each text token its share of the image; of the text so far only the number is kept."""
+        """Add to each text token its share of the image. Of the text its length is kept; see `FusionMethod.extend`."""
         text = check_text(self, text, memory=memory, text_mask=text_mask)
         (before,) = memory.past or (None,)
         number, so_far = count_on(text, text_mask, before)
@@ -72,7 +72,7 @@ def shares(
     """For each text token the mean of its share of the image tokens.
 
     Args:
-        number: The how-many-th real token of its row each is; 1 is the first.
+        number: The how-many-th of its text each token is, from 1 on; padding may have any.
         image: Image tokens, already `dim` wide.
         image_mask: `(b, p)`, or None where all are real.
     Returns:
@@ -82,23 +82,24 @@ def shares(
         image_mask = torch.ones(1, image.shape[1], dtype=torch.bool, device=image.device)
     share = shares_of(number, image_mask)
     size = share.sum(dim=2, keepdim=True).clamp(min=1)  # (b, l, 1)
-    return share.to(image.dtype) @ image / size.to(image.dtype)
+    # Divided before it is summed: the sum may be too large for float16.
+    weight = share.to(torch.promote_types(image.dtype, torch.float32)) / size
+    return weight.to(image.dtype) @ image
 
 
-def shares_of(number: Int[Tensor, "#b l"], image_mask: Bool[Tensor, "#b p"]) -> Bool[Tensor, "b l p"]:
+def shares_of(number: Int[Tensor, "#b l"], image_mask: Bool[Tensor, "#b p"]) -> Bool[Tensor, "#b l p"]:
     """Which image tokens each text token takes the mean of.
 
-    p real image tokens are cut in 1, 2, 4, ... windows, level by level, and on the last level in p. The windows of a
-    level are those of `torch.nn.functional.adaptive_avg_pool1d`: of w the i-th is from floor(i p / w) to below
+    The p real image tokens are cut in 1, 2, 4, ... windows, level by level, and on the last level in p. The windows of
+    a level are those of `torch.nn.functional.adaptive_avg_pool1d`: of w the i-th is from floor(i p / w) to below
     ceil((i + 1) p / w).
     """
-    p = image_mask.sum(dim=1)[:, None, None]
-    sizes = 2 ** torch.arange(LEVELS, device=number.device)  # numbers of windows, were there a level after the last
-    period = (sizes * (sizes < p)).sum(dim=2, keepdim=True) + p
-    i = (number[:, :, None] - 1) % period.clamp(min=1)  # (b, l, 1), the place in the levels together
-    before = (sizes * (2 * sizes <= i + 1)).sum(dim=2, keepdim=True)  # windows of the levels before that of i
-    windows = torch.minimum(before + 1, p.clamp(min=1))
-    i = i - before
-    start, stop = i * p // windows, ((i + 1) * p + windows - 1) // windows
+    p = image_mask.sum(dim=1)[:, None, None]  # (b, 1, 1)
+    levels = 2 ** torch.arange(LEVELS, device=number.device)  # the windows of each level, were there no last one
+    period = (levels * (levels < p)).sum(dim=2, keepdim=True) + p
+    i = (number[:, :, None] - 1) % period.clamp(min=1)  # (b, l, 1), the window among those of all levels
+    first = (levels * (2 * levels <= i + 1)).sum(dim=2, keepdim=True)  # the first of its level
+    i, w = i - first, torch.minimum(first + 1, p.clamp(min=1))
+    start, stop = i * p // w, ((i + 1) * p + w - 1) // w
     j = image_mask.cumsum(dim=1)[:, None, :] - 1  # (b, 1, p), ranks of the real image tokens
     return image_mask[:, None, :] & (start <= j) & (j < stop)
