@@ -101,6 +101,14 @@ class TokenStream:
 
     A row that has ended gets padding, and takes no part in the steps that follow.
 
+    Args:
+        model: The model.
+        logits: Behind the prompts.
+        state: What the prompts left behind; it is written.
+        seen: True for the tokens of the vocabulary that stand in each prompt; None without a repetition penalty.
+        seeds: The seed of each row.
+        sampling: How tokens are chosen.
+        stopping: When rows end.
     Attributes:
         reasons: Why each row ended; None for one that goes on.
         lengths: How many tokens each row has got.
