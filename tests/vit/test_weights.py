@@ -114,12 +114,12 @@ def test_checkpoint_around_the_state_dict(make_vit):
 
 def test_layers_that_this_encoder_has_not(make_vit):
     model = make_vit()
-    clip = {f"{name}.weight": torch.ones(16) for name in ("norm_pre", "blocks.0.attn.q_norm")}
+    extra = {f"{name}.weight": torch.ones(16) for name in ("attn_pool.norm", "blocks.0.attn.q_norm")}
     with refuses(
-        "from_timm: `state_dict` must be of a plain ViT, got blocks.0.attn.q_norm.weight, norm_pre.weight. "
+        "from_timm: `state_dict` must be of a plain ViT, got attn_pool.norm.weight, blocks.0.attn.q_norm.weight. "
         "This encoder has no such layers: choose another checkpoint."
     ):
-        from_timm({**model.state_dict(), **clip}, model.config)
+        from_timm({**model.state_dict(), **extra}, model.config)
 
 
 def test_many_layers_that_this_encoder_has_not(make_vit):
@@ -144,6 +144,12 @@ def test_many_layers_that_this_encoder_has_not(make_vit):
             "`norm.bias` missing for (16,), `norm.weight` missing for (16,)",
             "final_norm",
         ),
+        (
+            {"pre_norm": True},
+            "`norm_pre.bias` (16,) for none, `norm_pre.weight` (16,) for none",
+            "pre_norm",
+        ),
+        ({"patch_bias": False}, "`patch_embed.proj.bias` missing for (16,)", "patch_bias, dim"),
         (
             {"channels": 1},
             "`patch_embed.proj.weight` (16, 1, 3, 4) for (16, 3, 3, 4)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,12 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmm_vit.attention import Attention
+from mmm_vit.linear import Linear
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jaxtyping import Float
     from torch import Tensor
 
-    from mmm_vit.config import ViTConfig
+    from mmm_vit.config import Activation, ViTConfig
 
 
 class Block(nn.Module):
@@ -32,7 +36,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, config.heads, qkv_bias=config.qkv_bias, dropout=config.dropout)
         self.ls1 = _layer_scale(config)
         self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.dropout)
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.activation, config.dropout)
         self.ls2 = _layer_scale(config)
         self.drop_path = drop_path
 
@@ -48,24 +52,38 @@ class Block(nn.Module):
         return x + drop_path(self.ls2(self.mlp(self.norm2(x))), self.drop_path, self.training)
 
 
+def quick_gelu(x: Float[Tensor, "b l hidden"]) -> Float[Tensor, "b l hidden"]:
+    """GELU as approximated by a sigmoid, x · σ(1.702 x) (arXiv:1606.08415 §2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+}
+
+
 class Mlp(nn.Module):
-    """Linear, GELU, linear, with dropout after both.
+    """Linear, activation, linear, with dropout after both.
 
     Args:
         dim: Width of a token.
         hidden: Width in between.
+        activation: As in `ViTConfig`.
         dropout: Rate.
     """
 
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+    def __init__(self, dim: int, hidden: int, activation: Activation, dropout: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.activation = activation
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
         self.dropout = dropout
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Apply to each token by itself."""
-        x = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)  # (b, l, hidden)
+        x = F.dropout(ACTIVATIONS[self.activation](self.fc1(x)), self.dropout, self.training)  # (b, l, hidden)
         return F.dropout(self.fc2(x), self.dropout, self.training)  # (b, l, d)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Positions = Literal["learned", "sincos"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +27,17 @@ class ViTConfig:
         heads: Attention heads of a block. They divide `dim`.
         channels: Channels of an image.
         mlp_ratio: Hidden width of a block's feed-forward part, as a multiple of `dim`.
+        activation: Of the feed-forward part: `"gelu"`, exact; `"gelu_tanh"`, its approximation by a hyperbolic tangent
+            (SigLIP); or `"quick_gelu"`, by a sigmoid: x · σ(1.702 x) (CLIP).
         qkv_bias: Whether queries, keys and values have a bias.
+        patch_bias: Whether the projection of the patches has a bias. CLIP's has none.
         class_token: Whether a learned token stands before the patches.
         registers: Number of further learned tokens, after the class token (arXiv:2309.16588).
         positions: `"learned"`, or `"sincos"`, which has no parameters and needs `dim` divisible by 4.
         prefix_positions: Whether learned positions have an entry for each class and register token, before
             those of the patches. False is timm's `no_embed_class=True`. Sin-cos positions have none.
         layer_scale: Start of the learned scale of each branch (arXiv:2103.17239), or None for no such scale.
+        pre_norm: Whether a norm precedes the first block, after the positions (CLIP).
         final_norm: Whether a norm follows the last block. False is timm's `global_pool="avg"`.
         dropout: Rate after the positions and after every dense layer but the one of queries, keys and values.
         drop_path: Rate at which the last block's branches are dropped; from 0 at the first, it grows linearly
@@ -49,12 +54,15 @@ class ViTConfig:
     heads: int
     channels: int = 3
     mlp_ratio: float = 4.0
+    activation: Activation = "gelu"
     qkv_bias: bool = True
+    patch_bias: bool = True
     class_token: bool = False
     registers: int = 0
     positions: Positions = "learned"
     prefix_positions: bool = True
     layer_scale: float | None = None
+    pre_norm: bool = False
     final_norm: bool = True
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -76,8 +84,9 @@ class ViTConfig:
         for name in ("dropout", "drop_path"):
             rate = getattr(self, name)
             _expect(0 <= rate < 1, f"`{name}` must be in [0, 1), got {rate}.")
-        known = get_args(Positions)
-        _expect(self.positions in known, f"`positions` must be one of {known}, got {self.positions!r}.")
+        for name, kinds in (("activation", Activation), ("positions", Positions)):
+            known, value = get_args(kinds), getattr(self, name)
+            _expect(value in known, f"`{name}` must be one of {known}, got {value!r}.")
 
     def _check_together(self) -> None:
         dim, heads, size, patch = self.dim, self.heads, pair(self.image_size), pair(self.patch_size)

@@ -52,13 +52,14 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.dim = config.dim
         self.patch_size = pair(config.patch_size)
-        self.patch_embed = PatchEmbed(config.channels, config.dim, self.patch_size)
+        self.patch_embed = PatchEmbed(config.channels, config.dim, self.patch_size, bias=config.patch_bias)
         self.cls_token = _learned(int(config.class_token), config.dim)
         self.reg_token = _learned(config.registers, config.dim)
         self.pos_embed = _learned(_positions(config), config.dim)
+        self.norm_pre = _norm(config, config.pre_norm)
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
-        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.final_norm else nn.Identity()
+        self.norm = _norm(config, config.final_norm)
         self.apply(_initialise)
 
     def forward(self, image: Float[Tensor, "b c y x"]) -> Float[Tensor, "b p d"]:
@@ -134,7 +135,7 @@ class VisionTransformer(nn.Module):
         return y // py, x // px
 
     def _embed(self, image: Float[Tensor, "b c y x"]) -> Float[Tensor, "b l d"]:
-        """Embed patches, add positions, and put the class token and registers before them."""
+        """What the first block gets: patches and, before them, the class token and registers, with their positions."""
         self._check(image)
         grid = self.grid(*image.shape[2:])
         weight = self.patch_embed.proj.weight
@@ -146,7 +147,8 @@ class VisionTransformer(nn.Module):
             if self.pos_embed is not None and self.config.prefix_positions:
                 first = first + self.pos_embed[:, : self.config.prefix_length]
             x = torch.cat([first.expand(x.shape[0], -1, -1), x], dim=1)  # (b, k + p, d)
-        return F.dropout(x, self.config.dropout, self.training)
+        out: Tensor = self.norm_pre(F.dropout(x, self.config.dropout, self.training))
+        return out
 
     def _patch_positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 p d"]:
         if self.pos_embed is None:
@@ -185,6 +187,10 @@ class VisionTransformer(nn.Module):
                 f"got {list(layers)}. The first block is 0, the last -1."
             )
         return [layer % depth for layer in layers]
+
+
+def _norm(config: ViTConfig, there: bool) -> nn.Module:
+    return nn.LayerNorm(config.dim, eps=config.norm_eps) if there else nn.Identity()
 
 
 def _positions(config: ViTConfig) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from torch import nn
+
+from mmm_vit.linear import linear
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -22,12 +23,13 @@ class PatchEmbed(nn.Module):
         channels: Channels of an image.
         dim: Width of a token.
         patch_size: One patch, `(y, x)` in pixels.
+        bias: Whether the projection has a bias.
     """
 
-    def __init__(self, channels: int, dim: int, patch_size: tuple[int, int]) -> None:
+    def __init__(self, channels: int, dim: int, patch_size: tuple[int, int], *, bias: bool = True) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, image: Float[Tensor, "b c y x"]) -> Float[Tensor, "b p d"]:
         """Embed the patches.
@@ -41,4 +43,4 @@ class PatchEmbed(nn.Module):
         py, px = self.patch_size
         patches = image.unflatten(3, (x // px, px)).unflatten(2, (y // py, py))  # (b, c, h, py, w, px)
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (b, p, c·py·px)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)  # (b, p, d)
+        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)  # (b, p, d)
