@@ -95,6 +95,7 @@ def test_gradients_of_a_frozen_model_reach_the_image(make_vit, image):
     assert image.grad.ne(0).all()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, on the way
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_forward_derivatives_without_backward_ones(make_vit, image, dtype):
     model, image = make_vit().to(dtype), image.to(dtype)
