@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 def real_first(mask: Bool[Tensor, "b m"]) -> Int[Tensor, "b m"]:
     """For each row the positions of its real tokens, in order, then those of its padding."""
-    return mask.argsort(dim=1, descending=True, stable=True)
+    real = mask.to(torch.int64)
+    count = real.sum(dim=1, keepdim=True)
+    place = torch.where(mask, real.cumsum(1), count + (1 - real).cumsum(1)) - 1  # where each position goes
+    positions = torch.arange(mask.shape[1], device=mask.device).expand_as(place)
+    return torch.empty_like(place).scatter(1, place, positions)  # not a sort: ONNX has none that keeps the order
 
 
 def past_padding(

@@ -63,6 +63,12 @@ def state_rows(batch: int, cu_seqlens: Tensor | None) -> int:
     return batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
 
+def sequence_of(cu_seqlens: Tensor, length: int) -> Tensor:
+    """The number of the sequence that each position belongs to, `(l,)`."""
+    positions = torch.arange(length, device=cu_seqlens.device)
+    return (positions[:, None] >= cu_seqlens[1:]).sum(dim=1)
+
+
 def check_cu_seqlens(where: str, cu_seqlens: Tensor | None, name: str, packed: Tensor) -> None:
     """Raise unless `cu_seqlens` is None, or (k+1,) whole numbers where the tensor `packed` has a batch of 1.
 

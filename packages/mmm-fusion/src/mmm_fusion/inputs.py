@@ -100,12 +100,12 @@ def given_image(
     where = f"fusion method '{method.name}'"
     _check_shape(where, "text", text, b=None, l=None, dim=method.dim)
     if image is not None:
-        _check_shape(where, "image", image, b=len(text), p=None, image_dim=method.image_dim)
+        _check_shape(where, "image", image, b=text.shape[0], p=None, image_dim=method.image_dim)
         return image
     for name, value in {"image_mask": image_mask, "image_grid": image_grid}.items():
         if value is not None:
             raise InputError(f"{where}: `{name}` must be None where `image` is None. Pass both or neither.")
-    return next(method.parameters(), text).new_zeros(len(text), 0, method.image_dim)
+    return next(method.parameters(), text).new_zeros(text.shape[0], 0, method.image_dim)
 
 
 def check_text(
@@ -130,9 +130,9 @@ def check_text(
     where = f"fusion method '{method.name}'"
     _check_shape(where, "text", text, b=None, l=None, dim=method.dim)
     _check_kind(method, where, "text", text)
-    if memory is not None and len(memory.prefix) != len(text):
+    if memory is not None and memory.prefix.shape[0] != text.shape[0]:
         raise InputError(
-            f"{where}: `memory` must have b = {len(text)} rows as `text`, got {len(memory.prefix)}. "
+            f"{where}: `memory` must have b = {text.shape[0]} rows as `text`, got {memory.prefix.shape[0]}. "
             "Give each text the row of its image: memory.rows(index)."
         )
     if text_mask is None:

@@ -137,7 +137,7 @@ class FusionMethod(nn.Module, ABC):
         Returns:
             The memory.
         """
-        nothing = image.new_zeros(len(image), 0, self.dim)
+        nothing = image.new_zeros(image.shape[0], 0, self.dim)
         prefix, _, mask = self(nothing, image, image_mask=image_mask, image_grid=image_grid)
         return ImageMemory(prefix, mask, (image, image_mask, image_grid))
 

@@ -82,7 +82,7 @@ class CrossMamba(ImageFirst):
         count = real.sum(dim=1, keepdim=True).clamp(min=1)  # (b, 1)
         C = unpack(C, image_mask).masked_fill(~real[..., None], 0)
         mean = (wide(C).sum(dim=1) / count).to(C.dtype)  # (b, n)
-        return ImageMemory(image.new_zeros(len(image), 0, self.dim), context=(state[: len(image)], mean))
+        return ImageMemory(image.new_zeros(image.shape[0], 0, self.dim), context=(state[: image.shape[0]], mean))
 
     def extend(
         self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None
@@ -101,7 +101,7 @@ class CrossMamba(ImageFirst):
         y, C = unpack(y, text_mask), unpack(C, text_mask)  # (b, l, e), (b, l, n)
         y = (y + C @ state.mT.to(C.dtype)) * F.silu(self.z_proj(x))
         text = text + self.dropout(self.out_proj(y))
-        return text, memory._replace(past=tuple(each[: len(text)] for each in past))
+        return text, memory._replace(past=tuple(each[: text.shape[0]] for each in past))
 
 
 class Side(nn.Module):

@@ -71,7 +71,7 @@ class State(ImageFirst):
         image = self.norm_image(self.dropout(self.proj(image)).to(image.dtype))  # (b, p, dim)
         packed, bounds = pack(image, image_mask)
         _, state = self.mixer(packed, return_state=True, cu_seqlens=bounds)
-        conv, ssm = (each[: len(image)] for each in state)
+        conv, ssm = (each[: image.shape[0]] for each in state)
         return ImageMemory(image[:, :0], context=(conv, ssm))
 
     def extend(

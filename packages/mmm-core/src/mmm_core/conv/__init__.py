@@ -8,6 +8,7 @@ import torch
 
 from mmm_core.backends import choose
 from mmm_core.conv import native
+from mmm_core.conv.decomposition import decomposition
 from mmm_core.conv.operator import causal_conv1d as _operator
 from mmm_core.conv.operator import eager_causal_conv1d, forward
 from mmm_core.eager import eager, needs_gradient, writable
@@ -59,7 +60,10 @@ def causal_conv1d(
     _check(where, "b l", x, weight, bias, activation, "initial_state", initial_state, cu_seqlens)
     chosen = choose(where, backend, "x", x.device)
     tensors = (x, weight, bias, initial_state)
-    run = _operator if not eager(tensors) else eager_causal_conv1d if needs_gradient(tensors) else forward
+    if eager(tensors):
+        run = eager_causal_conv1d if needs_gradient(tensors) else forward
+    else:
+        run = decomposition if torch.onnx.is_in_onnx_export() else _operator
     out, state = run(*tensors, cu_seqlens, activation == "silu", reverse, chosen)
     return (out, state) if return_final_state else out
 

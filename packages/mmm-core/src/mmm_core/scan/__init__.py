@@ -10,6 +10,7 @@ from mmm_core.backends import choose
 from mmm_core.eager import eager, needs_gradient, writable
 from mmm_core.scan import native
 from mmm_core.scan.check import check
+from mmm_core.scan.decomposition import decomposition
 from mmm_core.scan.operator import eager_selective_scan, forward
 from mmm_core.scan.operator import selective_scan as _operator
 
@@ -148,6 +149,9 @@ def _run(
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     save = needs_gradient(tensors)
     chosen = choose(where, backend, "u", u.device)
-    run = _operator if not eager(tensors) else eager_selective_scan if save else forward
+    if eager(tensors):
+        run = eager_selective_scan if save else forward
+    else:
+        run = decomposition if torch.onnx.is_in_onnx_export() else _operator
     out, state, _ = run(*tensors, cu_seqlens, delta_softplus, reverse, save, chosen)
     return out, state

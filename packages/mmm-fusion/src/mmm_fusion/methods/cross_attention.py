@@ -61,7 +61,7 @@ class CrossAttention(ImageFirst):
         """Make the image's keys and values; see `FusionMethod.read`."""
         image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
         k, v = self.attention.keys_values(image)  # (b, h, p, d)
-        return ImageMemory(image.new_zeros(len(image), 0, self.dim), context=(k, v, image_mask))
+        return ImageMemory(image.new_zeros(image.shape[0], 0, self.dim), context=(k, v, image_mask))
 
     def join(
         self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None

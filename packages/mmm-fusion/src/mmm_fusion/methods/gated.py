@@ -61,7 +61,7 @@ class Gated(ImageFirst):
         mean = mean_token(image, image_mask)  # (b, image_dim)
         seen = count_real(image, image_mask) > 0  # (b, 1)
         hidden = self.dropout(self.image_proj(mean).tanh())  # (b, dim)
-        return ImageMemory(image.new_zeros(len(image), 0, self.dim), context=(hidden, self.image_gate(mean), seen))
+        return ImageMemory(image.new_zeros(image.shape[0], 0, self.dim), context=(hidden, self.image_gate(mean), seen))
 
     def join(
         self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None

@@ -61,7 +61,7 @@ class LowRank(ImageFirst):
         image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
         factors = self.dropout(self.image_factors(mean_token(image, image_mask))) + self.image_one
         context = factors.unflatten(1, (self.rank, self.dim))  # (b, rank, dim)
-        return ImageMemory(image.new_zeros(len(image), 0, self.dim), context=(context,))
+        return ImageMemory(image.new_zeros(image.shape[0], 0, self.dim), context=(context,))
 
     def join(
         self, text: Float[Tensor, "b l dim"], memory: ImageMemory, *, text_mask: Bool[Tensor, "b l"] | None = None

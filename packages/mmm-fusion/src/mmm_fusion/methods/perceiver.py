@@ -71,7 +71,7 @@ class Perceiver(ImageFirst):
     ) -> ImageMemory:
         """Gather the image in the latents, which then stand before every text; see `FusionMethod.read`."""
         image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
-        latents = self.latents.expand(len(image), -1, -1)  # (b, n, dim)
+        latents = self.latents.expand(image.shape[0], -1, -1)  # (b, n, dim)
         values = self.proj(image).to(latents.dtype)  # autocast would leave them in half precision
         mask = None if image_mask is None else F.pad(image_mask, (0, latents.shape[1]), value=True)  # (b, p + n)
         for layer in self.layers:

@@ -73,7 +73,7 @@ class QFormer(ImageFirst):
     ) -> ImageMemory:
         """Let the queries ask the image; they then stand before every text. See `FusionMethod.read`."""
         image = check_image(self, image, image_mask=image_mask, image_grid=image_grid)
-        queries = self.queries.expand(len(image), -1, -1)  # (b, n, dim)
+        queries = self.queries.expand(image.shape[0], -1, -1)  # (b, n, dim)
         for layer in self.layers:
             queries = layer(queries, image, image_mask)
         return learned_prefix(self.proj(self.norm(queries)), image, image_mask)
