@@ -21,7 +21,7 @@ _PARTS = frozenset(("act", "in_proj", "conv1d", "x_proj", "dt_proj", "out_proj",
 _NORMS = frozenset(("dt_layernorm", "b_layernorm", "c_layernorm"))
 # The classes that are known, and the modules and parameters that each must have: a layer of others computes otherwise.
 MIXERS = {"MambaMixer": _PARTS, "FalconMambaMixer": _PARTS | _NORMS, "JambaMambaMixer": _PARTS | _NORMS}
-OLDEST = (5, 15)  # the first transformers whose cache is what it is now
+OLDEST = (5, 16)  # the first transformers whose cache is what it is now
 _ARGUMENTS = frozenset(("hidden_states", "cache", "attention_mask"))
 
 
@@ -82,7 +82,7 @@ def accelerate(model: nn.Module) -> Acceleration:
     accelerated too.
 
     Args:
-        model: A model of transformers, 5.15 or newer, or any module that holds layers of its Mamba, Falcon-Mamba or
+        model: A model of transformers, 5.16 or newer, or any module that holds layers of its Mamba, Falcon-Mamba or
             Jamba.
     Returns:
         What was taken. `undo()` gives it back, and so does leaving `with accelerate(model):`.
