@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 
 import pytest
 import torch
@@ -200,11 +201,13 @@ def test_bfloat16_is_no_further_from_float32(model, autocast):
     (theirs, their_dtypes), (ours, our_dtypes) = both(model, run)
     assert our_dtypes == their_dtypes
     exact["in pieces"] = exact["logits"]
-    errors = {name: (rms_error_ratio(theirs[name], x), rms_error_ratio(ours[name], x)) for name, x in exact.items()}
+    their_errors, our_errors = (
+        {name: rms_error_ratio(run[name], x) for name, x in exact.items()} for run in (theirs, ours)
+    )
     for name in ("logits", "in pieces"):
-        assert errors[name][1] <= 1.5 * errors[name][0]
-    their_sum, our_sum = map(sum, zip(*errors.values(), strict=True))  # one gradient's is a matter of luck
-    assert our_sum <= 1.5 * their_sum
+        assert our_errors[name] <= 1.5 * their_errors[name]
+    # One gradient's error is a matter of luck.
+    assert statistics.median(our_errors.values()) <= 1.5 * statistics.median(their_errors.values())
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
