@@ -62,6 +62,13 @@ def integration(session: nox.Session) -> None:
 
 
 @nox.session
+def parity(session: nox.Session) -> None:
+    """Compare with the libraries that ours stands in for: transformers, and PEFT on it."""
+    install(session, *everything(), "transformers", "peft", *TEST_TOOLS)
+    session.run("pytest", "--numprocesses=2", "tests/parity", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     install(session, "ruff")

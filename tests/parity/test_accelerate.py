@@ -94,6 +94,16 @@ def test_cache_of_a_prompt_and_of_steps(model, length):
     assert_equal(*both(model, run))
 
 
+@torch.no_grad()
+def test_the_name_that_the_cache_had_before(build):
+    mixer, x = build("mamba").backbone.layers[0].mixer, torch.randn(2, 5, 24)
+    accelerate(mixer)
+    whole = mixer(x)
+    cache = DynamicCache(config=mixer.config)
+    pieces = [mixer(piece, cache_params=cache) for piece in x.split([3, 1, 1], dim=1)]
+    assert rms_error_ratio(torch.cat(pieces, dim=1), whole) <= TOLERANCE
+
+
 @pytest.mark.parametrize("options", [{"conv_kernel": 1}, {"conv_kernel": 2, "use_conv_bias": False, "use_bias": True}])
 @torch.no_grad()
 def test_other_convolutions(build, options):
@@ -125,6 +135,20 @@ def test_a_text_in_pieces_is_the_whole_text(model, padding, bounds):
     assert rms_error_ratio(logits[real], whole[real]) <= TOLERANCE
 
 
+@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba"])  # Jamba hands its layers no mask for a single token
+@torch.no_grad()
+def test_a_single_token_that_is_padding(build, kind):
+    model, ids = build(kind), text(9)
+    mask = mask_of(ids, [0, 0, 0])
+    mask[1, 7] = 0
+
+    def run():
+        logits, cache = in_pieces(model, ids, mask, [0, 7, 8, 9])
+        return {"logits": logits, **memory(cache)}
+
+    assert_equal(*both(model, run))
+
+
 def test_gradients_through_a_cache(model):
     ids = text(9)
     model(ids, use_cache=False).logits.square().mean().backward()
@@ -149,6 +173,20 @@ def test_a_cache_that_records_the_past(model):
     theirs, ours = both(model, run)
     assert_equal(theirs, ours)
     assert ours["conv 0"].shape[-1] == 9
+
+
+@pytest.mark.parametrize("first", [True, False])
+@torch.no_grad()
+def test_a_cache_changes_hands(model, first):
+    ids = text(12)
+    theirs, _ = in_pieces(model, ids, None, [0, *range(8, 13)])
+    acceleration = accelerate(model) if first else None
+    cache, logits = DynamicCache(config=model.config), []
+    for t, piece in enumerate(ids.split([8, 1, 1, 1, 1], dim=1)):
+        if t == 2:
+            acceleration.undo() if first else accelerate(model)
+        logits.append(model(piece, cache=cache, use_cache=True).logits)
+    assert rms_error_ratio(torch.cat(logits, dim=1), theirs) <= TOLERANCE
 
 
 @torch.no_grad()
@@ -186,14 +224,14 @@ def test_generated_text(model, padding, options):
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
 def test_bfloat16_is_no_further_from_float32(model, autocast):
-    ids = text(17)
-    exact = gradients(model, ids)
+    ids, mask = text(17), torch.ones(3, 17)  # of another dtype than what it masks
+    exact = gradients(model, ids, attention_mask=mask)
     if not autocast:
         model.bfloat16()
 
     def run():
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            found = gradients(model, ids)
+            found = gradients(model, ids, attention_mask=mask)
             logits, cache = in_pieces(model, ids, None, [0, 15, 16, 17])
         found["in pieces"] = logits.detach()
         return found, {name: x.dtype for name, x in {**found, **memory(cache)}.items()}
@@ -208,6 +246,19 @@ def test_bfloat16_is_no_further_from_float32(model, autocast):
         assert our_errors[name] <= 1.5 * their_errors[name]
     # One gradient's error is a matter of luck.
     assert statistics.median(our_errors.values()) <= 1.5 * statistics.median(their_errors.values())
+
+
+def test_parameters_of_the_scan_in_bfloat16(model):
+    ids = text(17)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("A_log", ".D")):
+            parameter.data = parameter.data.bfloat16()
+    theirs, ours = both(model, lambda: gradients(model, ids))
+    rounded = {name for name in theirs if theirs[name].dtype == torch.bfloat16}
+    assert_equal(*({name: run[name] for name in run.keys() - rounded} for run in (theirs, ours)))
+    assert rounded
+    for name in rounded:
+        assert rms_error_ratio(ours[name], theirs[name]) <= 1e-2
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -168,13 +168,14 @@ def test_adapters_are_heard_and_trained(model, ids):
 
 
 def test_an_adapter_of_dt_proj_is_heard(model, ids):
-    accelerate(with_adapters(model, ["dt_proj"]))
-    out = model(ids, labels=ids)
-    out.loss.backward()
+    with_adapters(model, ["dt_proj"])
+    with accelerate(model):
+        out = model(ids, labels=ids)
+        out.loss.backward()
     assert all(p.grad.count_nonzero() for name, p in model.named_parameters() if "lora" in name)
     for module in model.modules():
         if isinstance(module, LoraLayer):
-            module.merge()
+            module.merge()  # transformers takes the weight alone
     assert rms_error_ratio(model(ids).logits, out.logits) <= TOLERANCE
 
 
