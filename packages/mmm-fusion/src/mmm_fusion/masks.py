@@ -31,7 +31,7 @@ def joint_mask(
     if text_mask is None and image_mask is None:
         return None
     real = torch.ones(1, 1, dtype=torch.bool, device=text.device)
-    image_mask = real.expand(len(text), p) if image_mask is None else image_mask
+    image_mask = real.expand(text.shape[0], p) if image_mask is None else image_mask
     text_mask = real.expand(*text.shape[:2]) if text_mask is None else text_mask
     return torch.cat([image_mask, text_mask], dim=1)
 

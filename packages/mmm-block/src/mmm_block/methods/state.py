@@ -86,4 +86,4 @@ class State(ImageFirst):
         state = MambaState(*pack_states(memory.past or memory.context, text_mask))
         branch, state = self.mixer(packed, state, return_state=True, cu_seqlens=bounds)
         text = text + self.dropout(unpack(branch, text_mask))
-        return text, memory._replace(past=tuple(each[: len(text)] for each in state))
+        return text, memory._replace(past=tuple(each[: text.shape[0]] for each in state))
