@@ -1,4 +1,4 @@
-"""How long does `import mmm_fusion` take, once torch is there?
+"""How long do `import mmm_fusion` and `import mmm_block` take, once torch is there?
 
 Each figure is the median over new interpreters, which take turns: one imports torch alone and then the package, and
 times the second. No plug-in is imported, whatever is installed: that is checked in each.
@@ -25,7 +25,7 @@ import importlib.metadata
 plugins = {{each.module for each in importlib.metadata.entry_points(group="mmm_fusion")}}
 assert not plugins & set(sys.modules) - before, plugins & set(sys.modules)
 """
-PACKAGES = ("mmm_fusion", "mmm_fusion.testing")
+PACKAGES = ("mmm_fusion", "mmm_fusion.testing", "mmm_block", "mmm_block.model")
 
 
 def main() -> None:

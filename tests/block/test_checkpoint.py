@@ -8,8 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import mmm_fusion
 from mmm_block import ConfigError, MultiModalMamba
 from mmm_block.weights import own_tensors
+from mmm_fusion import local
+from mmm_fusion.methods import Concat
 
 TEXT: dict[str, Any] = {"vocab_size": 11, "dim": 8, "depth": 2, "d_state": 3}
 IMAGES = TEXT | {
@@ -113,6 +116,8 @@ def test_each_weight_keeps_its_own_dtype(tmp_path: Path) -> None:
 def test_weights_that_are_views(tmp_path: Path) -> None:
     model = made(**TEXT)
     model.embedding.weight.data = torch.randn(8, 30).t()[3:14]
+    first, second = (layer.mixer.D for layer in model.backbone.layers)
+    first.data, second.data = torch.randn(1000)[100:132].chunk(2)
     model.save_pretrained(tmp_path)
     assert same(MultiModalMamba.from_pretrained(tmp_path), model)
     assert (tmp_path / WEIGHTS).stat().st_size < 4 * sum(each.numel() for each in model.parameters()) + 8192
@@ -126,6 +131,25 @@ def test_a_loaded_model_does_not_change_with_its_file(saved: Path) -> None:
         file.seek(size // 2)
         file.write(b"\xff" * (size // 2))
     assert torch.equal(model.embedding.weight, before)
+
+
+class Scaled(Concat):
+    """Has a tensor that no file keeps."""
+
+    name = "scaled"
+
+    def __init__(self, dim: int, image_dim: int, *, heads: int, dropout: float) -> None:
+        super().__init__(dim, image_dim, heads=heads, dropout=dropout)
+        self.register_buffer("scale", torch.nn.init.normal_(torch.empty(3)), persistent=False)
+
+
+def test_what_no_file_keeps_is_as_wide_as_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_here", {})
+    mmm_fusion.register(Scaled)
+    made(**IMAGES, fusion_method="scaled").bfloat16().save_pretrained(tmp_path)
+    scale = MultiModalMamba.from_pretrained(tmp_path).backbone.fusion.scale
+    assert scale.dtype == torch.bfloat16
+    assert scale.isfinite().all()
 
 
 def test_on_a_device(saved: Path) -> None:
@@ -160,6 +184,15 @@ def test_several_files_and_one(sharded: Path) -> None:
     model.save_pretrained(sharded, max_shard_size=600)
     assert sorted(path.name for path in sharded.glob("*.safetensors")) == files
     assert same(MultiModalMamba.from_pretrained(sharded), model)
+
+
+def test_a_misspelt_argument(saved: Path) -> None:
+    before = (saved / WEIGHTS).stat()
+    with pytest.raises(TypeError, match=r"with push_to_hub=True those of push_to_hub, got max_shard_sise\.$"):
+        made(**TEXT).save_pretrained(saved, max_shard_sise=3)
+    with pytest.raises(TypeError, match=r"got config\.$"):
+        made(**TEXT).save_pretrained(saved, config={"dim": 3})
+    assert (saved / WEIGHTS).stat() == before
 
 
 def test_other_files_of_the_folder_stay(saved: Path) -> None:

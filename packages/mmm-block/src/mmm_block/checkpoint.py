@@ -74,6 +74,13 @@ class Pretrained(
             The address of the commit, if it was uploaded.
         """
         folder, card = Path(save_directory), dict(model_card_kwargs or {})
+        # The mixin's push_to_hub saves with config=None.
+        unknown = sorted(name for name, value in push_to_hub_kwargs.items() if (name, value) != ("config", None))
+        if unknown and not push_to_hub:
+            raise TypeError(
+                "save_pretrained: expected its own arguments, or with push_to_hub=True those of push_to_hub, "
+                f"got {', '.join(unknown)}."
+            )
         with replacing(folder, FILES) as new:
             write_weights(new, own_tensors(self), max_shard_size)  # type: ignore[arg-type]  # it is a module
             write_json(new / CONFIG, self._config_json())
