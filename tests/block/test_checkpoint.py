@@ -73,6 +73,10 @@ def test_the_loaded_model_gives_the_same(saved: Path) -> None:
     model, ids = made(**TEXT), torch.tensor([[1, 2, 3], [4, 5, 6]])
     model.save_pretrained(saved)
     assert torch.equal(MultiModalMamba.from_pretrained(saved)(ids).logits, model(ids).logits)
+    model, images = made(**IMAGES, fusion_method="concat"), torch.randn(2, 3, 16, 24)
+    model.save_pretrained(saved)
+    ids = torch.tensor([[1, 3, 2], [3, 5, 6]])
+    assert torch.equal(MultiModalMamba.from_pretrained(saved)(ids, images).logits, model(ids, images).logits)
 
 
 def test_tied_weights_are_saved_once_and_stay_tied(saved: Path) -> None:
