@@ -93,8 +93,8 @@ METHODS = (
     Method(
         "add",
         "add: image tokens added to the text",
-        "Image tokens pass a linear layer, once an image. Each word gets the mean of its share added: the first word of "
-        f"all, the next two of the halves, the next four of the quarters, and so on. {WORDS_ALONE}",
+        "Image tokens pass a linear layer, once an image. Each word gets the mean of its share added: the first of "
+        f"all tokens, the next two of the halves, the next four of the quarters, and so on. {WORDS_ALONE}",
         3,
         image=(Step(1, "Linear"), Step(2, "mean of a share", "coarse to fine")),
         text=(Step(2, "+"),),
