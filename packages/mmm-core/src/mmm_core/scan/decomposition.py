@@ -32,7 +32,7 @@ def decomposition(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output and final state, and no checkpoints: the gradient is that of the operators."""
     p = Problem(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus, reverse)
-    _, l, e, g, n = p.sizes
+    _, l, _, g, _ = p.sizes
     step, u = p.step_size(delta), u.to(p.dtype)
     inputs = [step.unflatten(2, (g, -1)), (step * u).unflatten(2, (g, -1)), B.to(p.dtype), C.to(p.dtype)]
     inputs = [x.transpose(0, 1) for x in inputs]  # time first
