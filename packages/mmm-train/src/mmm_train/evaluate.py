@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
-from mmm_train.data import Batch, Examples, Picture, Question, QuestionSet, batches
+from mmm_train.answers import write_answers
+from mmm_train.data import Examples, Picture, Question, QuestionSet, Tokenizer, batches
 
 if TYPE_CHECKING:
-    from mmm_train.model import AnswerModel
+    from mmm_block import MultiModalMamba
 
 BATCH = 100
 """Pictures of a batch without gradients."""
@@ -121,9 +120,10 @@ def _most(counts: Counter[str]) -> str:
 
 
 def answer_all(
-    model: AnswerModel,
+    model: MultiModalMamba,
     examples: Examples,
-    answers: Sequence[str],
+    tokenizer: Tokenizer,
+    longest: int,
     *,
     workers: int = 0,
     after_batch: Callable[[int], None] = lambda pictures: None,
@@ -133,7 +133,8 @@ def answer_all(
     Args:
         model: The model; it is left in its mode of evaluation.
         examples: The set.
-        answers: The answers by their numbers.
+        tokenizer: Puts words together.
+        longest: Tokens that an answer may have.
         workers: Processes that read pictures.
         after_batch: Called after each batch with its number of pictures.
     Returns:
@@ -143,16 +144,7 @@ def answer_all(
     asked = ((picture, question) for picture in examples.data.pictures for question in picture.questions)
     found = []
     for batch in batches(examples, BATCH, workers=workers):
-        probability, number = probabilities(model, batch).max(-1)
-        for p, n in zip(probability.tolist(), number.tolist(), strict=True):
-            found.append(Answered(*next(asked), answers[n], p))
+        for (answer,) in write_answers(model, batch, tokenizer, longest=longest):
+            found.append(Answered(*next(asked), *answer))
         after_batch(len(batch.images))
     return found
-
-
-@torch.inference_mode()
-def probabilities(model: AnswerModel, batch: Batch) -> torch.Tensor:
-    """The probability of each answer to each question of a batch, `(b, a)`, on the CPU."""
-    images, text, text_mask, image_of, _ = batch.to(model.head.weight.device)
-    scores: torch.Tensor = model(images, text, text_mask, image_of)
-    return scores.float().softmax(-1).cpu()

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from mmm_block import CheckpointError
+from mmm_block.weights import own_tensors, put_weights
 from mmm_train.data import Augment, Batch, Examples, batches, shuffled
 from mmm_train.errors import Interrupted, LossError, RunError
 from mmm_train.evaluate import answer_all, score
+from mmm_train.model import loss_of
 from mmm_train.optimiser import learning_rate, make_optimiser
 from mmm_train.run import Run
 from mmm_train.seeds import derive
@@ -85,8 +87,7 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         self.optimiser.zero_grad()
-        images, text, text_mask, image_of, answers = batch.to(self.device)
-        loss = F.cross_entropy(self.model(images, text, text_mask, image_of), answers)
+        loss = loss_of(self.model, batch.to(self.device))
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for name, value in (("loss", loss.item()), ("norm of the gradient", norm.item())):
@@ -103,7 +104,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint from which `load` goes on."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors = {f"model.{name}": tensor for name, tensor in own_tensors(self.model).items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimiser.state[parameter].items():
                 tensors[f"optimiser.{key}.{name}"] = value
@@ -115,12 +116,12 @@ class Trainer:
         model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
         parameters = dict(self.model.named_parameters())
         try:
-            self.model.load_state_dict(model)
+            put_weights(self.model, model, str(self.run.folder), self.device, None)
             for name in tensors.keys() - {f"model.{name}" for name in model}:
                 _, key, parameter = name.split(".", 2)
                 self.optimiser.state[parameters[parameter]][key] = tensors[name].to(self.device)
-        except (RuntimeError, KeyError) as error:
-            raise RunError(f"{self.run.folder}: training.safetensors does not fit config.json.") from error
+        except (CheckpointError, KeyError) as error:
+            raise RunError(f"{self.run.folder}: training.safetensors does not fit run.json.") from error
         self.place = Place(**place)
         self.run.forget_after(self.place.step)
 
@@ -167,7 +168,8 @@ def _epoch(trainer: Trainer, test: Examples, progress: Progress, wish: StopWish)
         answered = answer_all(
             trainer.model,
             test,
-            run.answers,
+            run.tokenizer,
+            run.longest,
             workers=run.config.data.workers,
             after_batch=lambda _: wish.heed(),
         )

@@ -7,21 +7,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import mmm_fusion
-from mmm_block.files import write_json, write_whole
+from mmm_block import CheckpointError
+from mmm_block.files import current, write_json, write_whole
 from mmm_block.origins import origin, source
+from mmm_block.weights import put_weights, read_weights
 from mmm_train.checkpoint import read_json, read_tensors, write_tensors
 from mmm_train.config import Config
 from mmm_train.data import QuestionSet, Tokenizer
 from mmm_train.errors import RunError
 from mmm_train.evaluate import QuestionOnly
-from mmm_train.model import AnswerModel
+from mmm_train.model import new_model
 
-VERSION = 1
+if TYPE_CHECKING:
+    from mmm_block import MultiModalMamba
+
+VERSION = 2
 """Of the layout of a run folder."""
 PACKAGES = ("mmm-train", "mmm-block", "mmm-fusion", "mmm-vit", "mmm-core", "torch")
 
@@ -33,8 +38,8 @@ class Run:
     Args:
         folder: Where it is.
         config: All settings.
-        answers: The answers that the model chooses from, by their numbers.
         tokenizer: Numbers the words.
+        longest: Tokens of the longest answer of the training set, its end included.
         question_only: What a predictor answers that sees no picture.
         trained_on: Fingerprint of the training set.
         source: Where its fusion method came from, see `mmm_block.origins`.
@@ -42,8 +47,8 @@ class Run:
 
     folder: Path
     config: Config
-    answers: tuple[str, ...]
     tokenizer: Tokenizer
+    longest: int
     question_only: QuestionOnly
     trained_on: str
     source: dict[str, str] = field(default_factory=dict)
@@ -61,16 +66,17 @@ class Run:
         Raises:
             RunError: Something is in the folder.
         """
-        if (folder / "config.json").exists():
+        if (folder / "run.json").exists():
             raise RunError(
                 f"{folder}: already holds a run. Go on with it by `mmm train --resume {folder}`, "
                 "or choose another --out."
             )
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"{folder}: a new or empty folder was expected. Choose another --out.")
-        tokenizer = Tokenizer.learn(question.text for question in data.questions)
+        tokenizer = Tokenizer.learn(text for question in data.questions for text in (question.text, question.answer))
+        longest = max(len(tokenizer.encode(question.answer)) for question in data.questions) + 1
         blind, origin = QuestionOnly.learn(data), source(config.model.fusion)
-        return cls(folder, config, data.answers(), tokenizer, blind, data.fingerprint(), origin)
+        return cls(folder, config, tokenizer, longest, blind, data.fingerprint(), origin)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -84,26 +90,34 @@ class Run:
             RunError: It is none, or not readable.
         """
         folder = Path(folder)
-        about = read_json(folder / "config.json")
+        about = read_json(folder / "run.json")
         if about.get("version") != VERSION:
-            raise RunError(f"{folder}: version {VERSION} was expected in config.json, got {about.get('version')}.")
+            raise RunError(f"{folder}: version {VERSION} was expected in run.json, got {about.get('version')}.")
         known = read_json(folder / "question_only.json")
         words = read_json(folder / "tokenizer.json")
         try:
             return cls(
                 folder,
                 Config.from_dict(about["settings"]),
-                tuple(about["answers"]),
                 Tokenizer.from_json(json.dumps(words)),
+                int(about["longest_answer"]),
                 QuestionOnly(known["best"], known["fallback"]),
                 about["trained_on"],
                 about.get("fusion", {}),
             )
         except (KeyError, TypeError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else f"has a wrong value: {error}"
-            raise RunError(
-                f"{folder}: config.json or question_only.json {reason}. Restore it, or train anew."
-            ) from error
+            raise RunError(f"{folder}: run.json or question_only.json {reason}. Restore it, or train anew.") from error
+
+    @property
+    def captions(self) -> bool:
+        """Whether it has learnt captions."""
+        return "" in self.question_only.best
+
+    @property
+    def questions(self) -> bool:
+        """Whether it has learnt to answer questions."""
+        return any(self.question_only.best)
 
     def other_method(self) -> str:
         """Whether its fusion method is another now than at the beginning.
@@ -118,7 +132,7 @@ class Run:
         return f"{self.folder}: began with fusion method '{name}' of {origin(self.source)}, it is now of {origin(now)}."
 
     def create(self) -> None:
-        """Make the folder and write what the training does not change; config.json, which makes it a run, last."""
+        """Make the folder and write what the training does not change; run.json, which makes it a run, last."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "tokenizer.json", self.tokenizer.to_json())
         known = {"fallback": self.question_only.fallback, "best": self.question_only.best}
@@ -126,14 +140,14 @@ class Run:
         about = {
             "version": VERSION,
             "settings": self.config.to_dict(),
-            "answers": self.answers,
+            "longest_answer": self.longest,
             "trained_on": self.trained_on,
             "fusion": self.source,
             "packages": {name: metadata.version(name) for name in PACKAGES},
         }
-        write_json(self.folder / "config.json", about)
+        write_json(self.folder / "run.json", about)
 
-    def new_model(self) -> AnswerModel:
+    def new_model(self) -> MultiModalMamba:
         """An untrained model.
 
         Returns:
@@ -143,12 +157,12 @@ class Run:
             mmm_fusion.UnknownMethodError: Its fusion method is not registered; says where it came from.
         """
         try:
-            return AnswerModel(self.config.model, words=len(self.tokenizer), answers=len(self.answers))
+            return new_model(self.config.model, len(self.tokenizer))
         except mmm_fusion.UnknownMethodError as error:
             raise mmm_fusion.UnknownMethodError(f"{error}{self._where_it_was()}") from error
 
-    def save(self, model: AnswerModel, training: Mapping[str, torch.Tensor], place: Mapping[str, int]) -> None:
-        """Write a checkpoint: first all that going on needs, in one file, then the model alone.
+    def save(self, model: MultiModalMamba, training: Mapping[str, torch.Tensor], place: Mapping[str, int]) -> None:
+        """Write a checkpoint: first all that going on needs, in one file, then the model as it is passed on.
 
         Args:
             model: The model.
@@ -156,7 +170,7 @@ class Run:
             place: How far the training is.
         """
         write_tensors(self.folder / "training.safetensors", training, place)
-        write_tensors(self.folder / "model.safetensors", model.state_dict(), place)
+        model.save_pretrained(self.folder, model_card_kwargs={"model_id": self.folder.resolve().name})
 
     def load_training(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
         """Read what `save` wrote to go on.
@@ -168,7 +182,7 @@ class Run:
         """
         return read_tensors(self.folder / "training.safetensors")
 
-    def load_model(self, device: str | torch.device = "cpu") -> AnswerModel:
+    def load_model(self, device: str | torch.device = "cpu") -> MultiModalMamba:
         """The model of the last checkpoint, ready to answer.
 
         Args:
@@ -176,19 +190,17 @@ class Run:
         Returns:
             The model.
         Raises:
-            RunError: There is no checkpoint, it is damaged, or it does not fit config.json.
+            RunError: There is no checkpoint, it is damaged, or it does not fit run.json.
         """
-        tensors, _ = read_tensors(self.folder / "model.safetensors")
         model = self.new_model()
         try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise RunError(f"{self.folder}: model.safetensors does not fit config.json: {reason}") from error
-        return model.to(device).eval()
+            put_weights(model, read_weights(current(self.folder)), str(self.folder), torch.device(device), None)
+        except CheckpointError as error:
+            raise RunError(str(error)) from error
+        return model.eval()
 
     def _where_it_was(self) -> str:
-        """Where to find the fusion method; nothing of it is run because config.json says so."""
+        """Where to find the fusion method; nothing of it is run because run.json says so."""
         match self.source:
             case {"place": place}:
                 return f" {self.folder} was trained with that of {place}: name this file by --plugin FILE."

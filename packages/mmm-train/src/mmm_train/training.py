@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mmm_train.answers import Answer, write_answers
 from mmm_train.config import Config
 from mmm_train.data import (
+    Example,
     Examples,
     QuestionSet,
+    Text,
     check_pictures,
     collate,
     open_picture,
@@ -20,17 +23,16 @@ from mmm_train.data import (
     to_bytes,
     to_tensor,
 )
-from mmm_train.data.batches import Example
 from mmm_train.errors import DataError, Interrupted, RunError
-from mmm_train.evaluate import Scores, answer_all, probabilities, score
+from mmm_train.evaluate import Scores, answer_all, score
 from mmm_train.loop import Trainer, fit
 from mmm_train.report import write_report
 from mmm_train.run import Run, pick_device
 from mmm_train.terminal import Terminal
 
 if TYPE_CHECKING:
+    from mmm_block import MultiModalMamba
     from mmm_train.evaluate import Answered
-    from mmm_train.model import AnswerModel
 
 
 def train(config: Config, folder: str | Path, terminal: Terminal | None = None) -> Run:
@@ -107,26 +109,26 @@ def evaluate_run(run: Run, terminal: Terminal | None = None) -> Scores:
     return rows[run.config.model.fusion]
 
 
-def ask(run: Run, picture: str | Path, question: str) -> list[tuple[str, float]]:
+def ask(run: Run, picture: str | Path, question: str = "", *, top: int = 5) -> list[Answer]:
     """Ask the model of a run about a picture.
 
     Args:
         run: With a checkpoint.
         picture: The file.
-        question: Any text with a word in it.
+        question: Any text with a word in it; or nothing: what the picture shows, if the run has learnt captions.
+        top: How many answers to follow at once.
     Returns:
-        All answers that the model knows with their probabilities, the most probable first.
+        Up to `top` answers with their probabilities, the most probable first.
     Raises:
         TrainError: There is no checkpoint, the picture cannot be read, or the question has no word.
     """
-    words = run.tokenizer.encode(question)
-    if not words:
-        raise DataError(f"question: at least one word was expected, got {question!r}.")
+    if not run.tokenizer.encode(question) and not run.captions:
+        raise DataError(f"question: at least one word was expected, got {question!r}. This run has learnt no captions.")
     image = to_tensor(to_bytes(open_picture(picture), run.config.model.image_size))
-    batch = collate([Example(image, [torch.tensor(words)], [0])])
+    batch = collate([Example(image, [Text.of(run.tokenizer, question)])])
     model = run.load_model(pick_device(run.config.train.device))
-    found = zip(run.answers, probabilities(model, batch)[0].tolist(), strict=True)
-    return sorted(found, key=lambda pair: -pair[1])
+    (found,) = write_answers(model, batch, run.tokenizer, longest=run.longest, width=top)
+    return found
 
 
 def _train(trainer: Trainer, learn: QuestionSet, test: QuestionSet, terminal: Terminal) -> Run:
@@ -143,7 +145,8 @@ def _train(trainer: Trainer, learn: QuestionSet, test: QuestionSet, terminal: Te
         raise Interrupted(f"Stopped after the training, which is saved. Write the report with: {again}") from stop
     terminal.scores(rows)
     terminal.say(f"report: {run.folder / 'report.html'}")
-    terminal.say(f'ask it: mmm ask {shlex.quote(str(run.folder))} PICTURE "QUESTION"')
+    question = ' "QUESTION"' if run.questions else ""
+    terminal.say(f"ask it: mmm ask {shlex.quote(str(run.folder))} PICTURE{question}")
     return run
 
 
@@ -157,7 +160,10 @@ def _introduce(trainer: Trainer, learn: QuestionSet, test: QuestionSet, terminal
 
 
 def _size(data: QuestionSet) -> str:
-    return f"{data.name}: {len(data.pictures):,} pictures, {sum(1 for _ in data.questions):,} questions"
+    captions = sum(not question.text for question in data.questions)
+    questions = sum(1 for _ in data.questions) - captions
+    counts = {"pictures": len(data.pictures), "questions": questions, "captions": captions}
+    return f"{data.name}: {', '.join(f'{count:,} {what}' for what, count in counts.items() if count)}"
 
 
 def _place(device: torch.device) -> str:
@@ -166,12 +172,19 @@ def _place(device: torch.device) -> str:
 
 
 def _examples(run: Run, data: QuestionSet) -> Examples:
-    return Examples(data, run.tokenizer, run.answers, run.config.model.image_size)
+    return Examples(data, run.tokenizer, run.config.model.image_size)
 
 
-def _answer(run: Run, model: AnswerModel, test: QuestionSet, terminal: Terminal) -> list[Answered]:
+def _answer(run: Run, model: MultiModalMamba, test: QuestionSet, terminal: Terminal) -> list[Answered]:
     with terminal.bar(len(test.pictures), "answering the test questions") as done:
-        return answer_all(model, _examples(run, test), run.answers, workers=run.config.data.workers, after_batch=done)
+        return answer_all(
+            model,
+            _examples(run, test),
+            run.tokenizer,
+            run.longest,
+            workers=run.config.data.workers,
+            after_batch=done,
+        )
 
 
 def _rows(run: Run, answered: list[Answered]) -> dict[str, Scores]:

@@ -15,7 +15,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
     parser.add_argument("run", type=str, metavar="RUN", help="run folder")
     parser.add_argument("picture", type=str, metavar="PICTURE", help="picture file")
-    parser.add_argument("question", type=str, metavar="QUESTION", help='such as "what color is the shape?"')
+    parser.add_argument(
+        "question",
+        type=str,
+        nargs="?",
+        default="",
+        metavar="QUESTION",
+        help='such as "what color is the shape?"; left out: a caption, if the run has learnt any',
+    )
     parser.add_argument("--top", type=PositiveInt, default=5, help="how many answers to show")
     add_plugin(parser)
 
@@ -28,9 +35,9 @@ def run(options: Namespace, given: Namespace) -> None:
 
     load_plugins(options)
     run, terminal = Run.open(options.run), Terminal()
-    found = ask(run, options.picture, options.question)
+    found = ask(run, options.picture, options.question, top=options.top)
     if other := run.other_method():
         terminal.say(other)
     if unknown := run.tokenizer.unknown_words(options.question):
-        terminal.say(f"The training questions do not have: {', '.join(unknown)}.")
-    terminal.answers(found[: options.top])
+        terminal.say(f"The training texts do not have: {', '.join(unknown)}.")
+    terminal.answers(found)

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
-from mmm_block import ImageTokens
-from mmm_train.data import Batch, Examples, QuestionSet, batches, collate, read_test_set
-from mmm_train.data.batches import Example
-from mmm_train.evaluate import BATCH, probabilities
+from mmm_block import ImageTokens, MultiModalMambaBlock
+from mmm_train.answers import write_answers
+from mmm_train.data import Batch, Example, Examples, QuestionSet, batches, collate, read_test_set
+from mmm_train.data.tokenizer import IMAGE
+from mmm_train.evaluate import BATCH
 from mmm_train.run import pick_device
 
 if TYPE_CHECKING:
-    from mmm_train.model import AnswerModel
+    from mmm_block import MultiModalMamba
     from mmm_train.run import Run
 
 TIMED = 10
@@ -40,40 +42,42 @@ def measure(run: Run) -> dict[str, Any]:
     model = run.load_model(device)
     test = read_test_set(run.config.data)
     size = run.config.model.image_size
-    examples = Examples(QuestionSet(test.name, test.pictures[: TIMED * BATCH]), run.tokenizer, run.answers, size)
+    examples = Examples(QuestionSet(test.name, test.pictures[: TIMED * BATCH]), run.tokenizer, size)
     tokens, once = median_tokens(model, next(batches(examples, BATCH)))
     lines = run.metrics()
     return {
         "accuracy": next((line["test"] for line in reversed(lines) if "test" in line), None),
         "parameters": _count(model),
-        "fusion_parameters": _count(model.block.fusion),
+        "fusion_parameters": _count(_block(model).fusion),
         "images_per_second": _median(line["images_per_second"] for line in lines if "images_per_second" in line),
         "tokens": tokens,
         "tokens_once": once,
         "peak_memory": max((line["peak_memory"] for line in lines if line.get("peak_memory")), default=None),
-        "ms_per_answer": _ms_per_answer(model, examples),
-        "ms_single": _ms_single(model, examples),
+        "ms_per_answer": _ms_per_answer(run, model, examples),
+        "ms_single": _ms_single(run, model, examples),
         "machine": machine(device),
     }
 
 
 @torch.inference_mode()
-def median_tokens(model: AnswerModel, batch: Batch) -> tuple[float, float]:
+def median_tokens(model: MultiModalMamba, batch: Batch) -> tuple[float, float]:
     """How many real tokens the Mamba layers read for a question.
 
     Args:
         model: The model.
         batch: Some questions.
     Returns:
-        The median of all of them, and of those that stand before the question: one reading serves every question
-        about the picture.
+        The median of all of them, and of those that stand before the question, the mark of the image included: one
+        reading serves every question about the picture.
     """
-    images, text, text_mask, image_of, _ = batch.to(model.head.weight.device)
-    encoded = model.block.encode(images)
-    image = ImageTokens(encoded.tokens.index_select(0, image_of), encoded.grid)
-    fused = model.block.fuse(model.embed(text), image, text_mask=text_mask)
+    batch = batch.to(model.embedding.weight.device)
+    block = _block(model)
+    encoded = block.encode(batch.images)
+    image = ImageTokens(encoded.tokens.index_select(0, batch.image_of), encoded.grid)
+    text, mask = (F.pad(x, (1, 0), value=first) for x, first in ((batch.text, IMAGE), (batch.prompt_mask, True)))
+    fused = block.fuse(model.embedding(text), image, text_mask=mask)
     real = torch.ones_like(fused.tokens[..., 0], dtype=torch.bool) if fused.mask is None else fused.mask
-    before = range(fused.tokens.shape[1])[fused.text].start
+    before = range(fused.tokens.shape[1])[fused.text].start + 1
     return _median(real.sum(1).tolist()) or 0.0, _median(real[:, :before].sum(1).tolist()) or 0.0
 
 
@@ -112,30 +116,35 @@ def _cpu() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _ms_per_answer(model: AnswerModel, examples: Examples) -> float:
+def _ms_per_answer(run: Run, model: MultiModalMamba, examples: Examples) -> float:
     """Milliseconds a question, in batches of pictures as an evaluation has them; reading the pictures not counted."""
-    probabilities(model, next(batches(examples, BATCH)))
-    timed = [(_seconds(model, batch), len(batch.text)) for batch in batches(examples, BATCH)]
+    _seconds(run, model, next(batches(examples, BATCH)))
+    timed = [(_seconds(run, model, batch), len(batch.text)) for batch in batches(examples, BATCH)]
     return 1000 * sum(seconds for seconds, _ in timed) / sum(questions for _, questions in timed)
 
 
-def _ms_single(model: AnswerModel, examples: Examples) -> float:
+def _ms_single(run: Run, model: MultiModalMamba, examples: Examples) -> float:
     """Milliseconds for one question about one picture: the median over some pictures."""
     first = [_first_question(examples, index) for index in range(min(SINGLE, len(examples)))]
     for batch in first[:3]:
-        probabilities(model, batch)
-    return 1000 * statistics.median(_seconds(model, batch) for batch in first)
+        _seconds(run, model, batch)
+    return 1000 * statistics.median(_seconds(run, model, batch) for batch in first)
 
 
 def _first_question(examples: Examples, index: int) -> Batch:
-    image, questions, answers = examples[index]
-    return collate([Example(image, questions[:1], answers[:1])])
+    image, texts = examples[index]
+    return collate([Example(image, texts[:1])])
 
 
-def _seconds(model: AnswerModel, batch: Batch) -> float:
+def _seconds(run: Run, model: MultiModalMamba, batch: Batch) -> float:
     before = time.perf_counter()
-    probabilities(model, batch)  # its result is on the CPU: nothing is still being computed
+    write_answers(model, batch, run.tokenizer, longest=run.longest)  # text: nothing is still being computed
     return time.perf_counter() - before
+
+
+def _block(model: MultiModalMamba) -> MultiModalMambaBlock:
+    assert isinstance(model.backbone, MultiModalMambaBlock)  # it reads pictures
+    return model.backbone
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -20,11 +20,11 @@ from mmm_train.comparison.processes import Process, Processes
 from mmm_train.comparison.report import write_report
 from mmm_train.comparison.summary import Comparison, as_json, summarise
 from mmm_train.config import Config
-from mmm_train.data import QuestionSet, check_pictures, read_sets
+from mmm_train.data import SPECIAL, QuestionSet, check_pictures, read_sets
 from mmm_train.demo import compare_config
 from mmm_train.errors import ConfigError, Interrupted
 from mmm_train.methods import load_plugin
-from mmm_train.model import AnswerModel
+from mmm_train.model import new_model
 from mmm_train.run import pick_device
 from mmm_train.terminal import Terminal
 
@@ -119,7 +119,7 @@ def _check(config: Config, seeds: int, jobs: int | None) -> int:
             f"model.fusion_options must be empty in a comparison, got {config.model.fusion_options}. "
             "Options are those of one method. Leave them out."
         )
-    AnswerModel(replace(config.model, fusion=PLAIN), words=2, answers=1)
+    new_model(replace(config.model, fusion=PLAIN), len(SPECIAL))
     device = pick_device(config.train.device)
     return jobs or (torch.get_num_threads() if device.type == "cpu" else 1)
 

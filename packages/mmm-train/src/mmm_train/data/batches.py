@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmm_train.data.pictures import open_picture, to_bytes, to_tensor
 from mmm_train.data.questions import QuestionSet
-from mmm_train.data.tokenizer import PAD, Tokenizer
+from mmm_train.data.tokenizer import ANSWER, END, PAD, Tokenizer
 from mmm_train.errors import DataError
 from mmm_train.seeds import derive
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Change = Callable[["Float[Tensor, 'c y x']", int], "Float[Tensor, 'c y x']"]
-NO_SUCH_ANSWER = -1
+IGNORE = -100
+"""The label of a token that the model is not to write."""
 
 
 class Batch(NamedTuple):
@@ -30,23 +32,50 @@ class Batch(NamedTuple):
 
     images: Float[Tensor, "i c y x"]
     text: Int[Tensor, "b l"]
+    """Question, answer-start, answer, end; without the mark of the image, which comes first."""
     text_mask: Bool[Tensor, "b l"]
+    labels: Int[Tensor, "b l"]
+    """The tokens of answer and end at their own places."""
     image_of: Int[Tensor, " b"]
     """Which of the images a question is about."""
-    answers: Int[Tensor, " b"]
-    """Numbers of the answers; -1 for one that the training set does not have."""
+
+    @property
+    def prompt_mask(self) -> Bool[Tensor, "b l"]:
+        """True for what stands before an answer."""
+        return self.text_mask & (self.labels == IGNORE)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
         return Batch(*(tensor.to(device) for tensor in self))
 
 
+class Text(NamedTuple):
+    """A question and its answer, in numbers."""
+
+    tokens: Int[Tensor, " l"]
+    labels: Int[Tensor, " l"]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, question: str, answer: str | None = None) -> Text:
+        """Number the words.
+
+        Args:
+            tokenizer: Does it.
+            question: The question; nothing for a caption.
+            answer: The answer; None: the model is to write it.
+        Returns:
+            The numbers.
+        """
+        asked = [*tokenizer.encode(question), ANSWER]
+        told = [] if answer is None else [*tokenizer.encode(answer), END]
+        return cls(torch.tensor(asked + told), torch.tensor([IGNORE] * len(asked) + told))
+
+
 class Example(NamedTuple):
-    """One picture and its questions, in numbers."""
+    """One picture and the texts about it, in numbers."""
 
     image: Float[Tensor, "c y x"]
-    questions: list[Int[Tensor, " l"]]
-    answers: list[int]
+    texts: list[Text]
 
 
 class Examples(Dataset[Example]):
@@ -55,25 +84,20 @@ class Examples(Dataset[Example]):
     Args:
         data: The set.
         tokenizer: Numbers the words.
-        answers: The answers that the model knows.
         image_size: Side of a picture in pixels.
     """
 
     KEEP = 2**28
     """Bytes of pictures that a set may keep in memory; those of a larger set are read anew in each epoch."""
 
-    def __init__(self, data: QuestionSet, tokenizer: Tokenizer, answers: Sequence[str], image_size: int) -> None:
-        number = {answer: index for index, answer in enumerate(answers)}
-        words = {text: torch.tensor(tokenizer.encode(text)) for text in {q.text for q in data.questions}}
+    def __init__(self, data: QuestionSet, tokenizer: Tokenizer, image_size: int) -> None:
         self.data = data
         self.image_size = image_size
         self.change: Change | None = None
         self._keeps = len(data.pictures) * 3 * image_size**2 <= self.KEEP
         self._kept: dict[int, UInt8[Tensor, "c y x"]] = {}
-        self._questions = [[words[question.text] for question in p.questions] for p in data.pictures]
-        self._answers = [
-            [number.get(question.answer, NO_SUCH_ANSWER) for question in p.questions] for p in data.pictures
-        ]
+        numbered = cache(lambda question: Text.of(tokenizer, question.text, question.answer))
+        self._texts = [[numbered(question) for question in picture.questions] for picture in data.pictures]
 
     def __len__(self) -> int:
         return len(self.data.pictures)
@@ -82,7 +106,7 @@ class Examples(Dataset[Example]):
         image = to_tensor(self._read(index))
         if self.change:
             image = self.change(image, index)
-        return Example(image, self._questions[index], self._answers[index])
+        return Example(image, self._texts[index])
 
     def _read(self, index: int) -> UInt8[Tensor, "c y x"]:
         values = self._kept.get(index)
@@ -94,17 +118,17 @@ class Examples(Dataset[Example]):
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Put examples together; shorter questions are padded at their end."""
-    questions = [question for example in examples for question in example.questions]
-    text = pad_sequence(questions, batch_first=True, padding_value=PAD)  # (b, l)
-    lengths = torch.tensor([len(question) for question in questions])
-    counts = torch.tensor([len(example.questions) for example in examples])
+    """Put examples together; shorter texts are padded at their end."""
+    texts = [text for example in examples for text in example.texts]
+    tokens = pad_sequence([text.tokens for text in texts], batch_first=True, padding_value=PAD)  # (b, l)
+    labels = pad_sequence([text.labels for text in texts], batch_first=True, padding_value=IGNORE)  # (b, l)
+    counts = torch.tensor([len(example.texts) for example in examples])
     return Batch(
         images=torch.stack([example.image for example in examples]),
-        text=text,
-        text_mask=torch.arange(text.shape[1]) < lengths[:, None],
+        text=tokens,
+        text_mask=tokens != PAD,
+        labels=labels,
         image_of=torch.arange(len(examples)).repeat_interleave(counts),
-        answers=torch.tensor([answer for example in examples for answer in example.answers]),
     )
 
 

@@ -12,11 +12,11 @@ from mmm_train.errors import DataError
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a picture, and its answer in lower case.
+    """A question about a picture, and its answer; or a caption: what is said of a picture unasked.
 
     Args:
-        text: The question.
-        answer: The answer.
+        text: The question; empty for a caption.
+        answer: The answer, or the caption, as `normal` has it.
     """
 
     text: str
@@ -52,14 +52,6 @@ class QuestionSet:
     def questions(self) -> Iterator[Question]:
         """Every question, picture by picture."""
         return (question for picture in self.pictures for question in picture.questions)
-
-    def answers(self) -> tuple[str, ...]:
-        """The different answers.
-
-        Returns:
-            In alphabetical order.
-        """
-        return tuple(sorted({question.answer for question in self.questions}))
 
     def hold_out(self, part: float) -> tuple[QuestionSet, QuestionSet]:
         """Split by pictures. Their file names decide, whatever their order.

@@ -1,4 +1,4 @@
-"""Words to numbers: a word-level tokenizer in lower case that knows the words of the training questions."""
+"""Words to numbers and back: a word-level tokenizer in lower case that knows the words of the training texts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,36 @@ from collections.abc import Iterable
 from typing import Self
 
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-PAD, UNKNOWN = 0, 1
+PAD, UNKNOWN, IMAGE, ANSWER, END = range(5)
+SPECIAL = ("[PAD]", "[UNK]", "<image>", "<answer>", "<end>")
+"""Tokens that no text has: padding, an unknown word, the mark of an image, and where an answer begins and ends."""
+
+NORMALIZER = normalizers.Sequence(
+    [
+        normalizers.NFKC(),
+        normalizers.Lowercase(),
+        normalizers.Replace(Regex(r"[\s▁]+"), " "),  # the tokens write a space as ▁
+        normalizers.Strip(),
+        normalizers.Replace(Regex(r" (?=[?!.,:;%)\]}…])"), ""),
+    ]
+)
+
+
+def normal(text: str) -> str:
+    """A text as the tokenizer reads and writes it.
+
+    Args:
+        text: Any.
+    Returns:
+        In lower case, with single spaces, and none before the marks that end a sentence or a part of it.
+    """
+    return NORMALIZER.normalize_str(text)
 
 
 class Tokenizer:
-    """Splits at spaces and around punctuation, and numbers the words. 0 pads, 1 is every unknown word.
+    """Splits at spaces and around punctuation, and numbers the parts, a space before each included.
 
     Args:
         inner: A tokenizer of the `tokenizers` library that does so; `learn` and `from_json` make one.
@@ -20,20 +43,23 @@ class Tokenizer:
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         self._inner = inner
+        inner.encode_special_tokens = True  # a text that has "<image>" in it has no image there
 
     @classmethod
     def learn(cls, texts: Iterable[str]) -> Self:
         """Number the words of some texts, the most frequent first.
 
         Args:
-            texts: The questions of the training set.
+            texts: The questions and answers of the training set.
         Returns:
             A tokenizer that knows all their words.
         """
-        inner = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
-        inner.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-        inner.pre_tokenizer = pre_tokenizers.Whitespace()
-        trainer = trainers.WordLevelTrainer(special_tokens=["[PAD]", "[UNK]"], show_progress=False)
+        inner = tokenizers.Tokenizer(models.WordLevel(unk_token=SPECIAL[UNKNOWN]))
+        inner.normalizer = NORMALIZER
+        words = pre_tokenizers.Split(Regex(r"▁?(\w+|[^\w▁])"), "isolated")
+        inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), words])
+        inner.decoder = decoders.Metaspace()
+        trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL), show_progress=False)
         inner.train_from_iterator(texts, trainer)
         return cls(inner)
 
@@ -63,14 +89,24 @@ class Tokenizer:
         """The numbers of a text's words.
 
         Args:
-            text: A question.
+            text: A question or an answer.
         Returns:
             One number a word or punctuation mark.
         """
         return self._inner.encode(text).ids
 
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text that some words make.
+
+        Args:
+            tokens: Their numbers; those of special tokens are left out.
+        Returns:
+            Of a text that was encoded and has no unknown word, what `normal` makes of it.
+        """
+        return self._inner.decode(list(tokens), skip_special_tokens=True)
+
     def unknown_words(self, text: str) -> list[str]:
-        """The words of a text that the training questions do not have.
+        """The words of a text that the training texts do not have.
 
         Args:
             text: A question.
@@ -79,4 +115,4 @@ class Tokenizer:
         """
         encoding = self._inner.encode(text)
         places = zip(encoding.ids, encoding.offsets, strict=True)
-        return [text[start:end] for number, (start, end) in places if number == UNKNOWN]
+        return [text[start:end].strip() for number, (start, end) in places if number == UNKNOWN]
