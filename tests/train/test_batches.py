@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from mmm_train import DataError, Tokenizer, read_metadata
-from mmm_train.data import Examples, batches, shuffled
+from mmm_train.data import SPECIAL, Examples, Text, batches, normal, shuffled
+from mmm_train.data.tokenizer import ANSWER, END, UNKNOWN
 
 
 @pytest.fixture
@@ -16,15 +17,42 @@ def tokenizer() -> Tokenizer:
 
 
 def test_words_in_lower_case_and_punctuation(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode("WHAT colour is it ?") == tokenizer.encode("what colour is it?")
+    assert tokenizer.encode("WHAT  colour is it ?") == tokenizer.encode("what colour is it?")
     assert len(tokenizer.encode("what colour is it?")) == 5
-    assert tokenizer.encode("it") == [2]  # the most frequent follows [PAD] and [UNK]
-    assert len(tokenizer) == 2 + 6
+    assert tokenizer.encode("it") == [len(SPECIAL)]  # the most frequent follows the special tokens
+    assert len(tokenizer) == len(SPECIAL) + 6
     assert tokenizer.encode("") == tokenizer.encode(" \n") == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A T-shirt, 3.5 m of it (or so): that's all!",
+        'it says "Open 9-5", and a/b',
+        "  une  Boule\u00a0rouge ! l'image …",
+        "ﬁne ▁ snake_case e\u0301",
+        "<image> [PAD] <end>",
+        "猫 🐈 x²",
+        "",
+    ],
+)
+def test_what_is_encoded_can_be_written_again(text: str) -> None:
+    tokenizer = Tokenizer.learn([text])
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == normal(text)
+    assert all(token >= len(SPECIAL) for token in tokens)
+    assert Tokenizer.from_json(tokenizer.to_json()).encode(text) == tokens
+    assert normal(normal(text)) == normal(text)
+
+
+def test_texts_as_they_are_shown() -> None:
+    assert normal(" It's  a RED Ball , isn't it ?") == "it's a red ball, isn't it?"
+    tokenizer = Tokenizer.learn(["a red ball"])
+    assert tokenizer.decode([*range(len(SPECIAL)), *tokenizer.encode("red ball")]) == "red ball"
+
+
 def test_unknown_words(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode("is it purple")[-1] == 1
+    assert tokenizer.encode("is it purple")[-1] == UNKNOWN
     assert tokenizer.unknown_words("is the Shape purple?") == ["the", "Shape", "purple"]
     assert tokenizer.unknown_words("is it red?") == []
 
@@ -38,8 +66,7 @@ def test_tokenizer_is_kept_as_text(tokenizer: Tokenizer) -> None:
 @pytest.fixture
 def examples(folder: Path) -> Examples:
     data = read_metadata(folder)
-    tokenizer = Tokenizer.learn(question.text for question in data.questions)
-    return Examples(data, tokenizer, ("blue", "green", "no", "yes"), 16)  # no red
+    return Examples(data, Tokenizer.learn(text for q in data.questions for text in (q.text, q.answer)), 16)
 
 
 def test_each_picture_once_with_all_its_questions(examples: Examples) -> None:
@@ -47,11 +74,22 @@ def test_each_picture_once_with_all_its_questions(examples: Examples) -> None:
     assert first.images.shape == (5, 3, 16, 16)
     assert last.images.shape == (2, 3, 16, 16)
     assert first.image_of.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert first.text.shape == (10, 5)
-    assert first.text_mask.sum(1).tolist() == [5, 4] * 5
+    assert first.text.shape == (10, 8)
+    assert first.text_mask.sum(1).tolist() == [8, 7] * 5
+    assert first.prompt_mask.sum(1).tolist() == [6, 5] * 5
     assert (first.text[~first.text_mask] == 0).all()
-    assert first.text[first.text_mask].min() > 1
-    assert first.answers[:6].tolist() == [-1, 3, 1, 2, 0, 2]  # the first picture is red, which is not known
+    assert first.text[first.text_mask].min() > UNKNOWN
+
+
+def test_a_text_is_question_answer_start_answer_and_end(tokenizer: Tokenizer) -> None:
+    what, red = tokenizer.encode("is it red?"), tokenizer.encode("it red")
+    text = Text.of(tokenizer, "Is it red?", "it red")
+    assert text.tokens.tolist() == [*what, ANSWER, *red, END]
+    assert text.labels.tolist() == [-100] * 5 + [*red, END]
+    caption = Text.of(tokenizer, "", "it red")
+    assert caption.tokens.tolist() == [ANSWER, *red, END]
+    asked = Text.of(tokenizer, "Is it red?")
+    assert (asked.tokens.tolist(), asked.labels.tolist()) == ([*what, ANSWER], [-100] * 5)
 
 
 def test_order_and_start(examples: Examples) -> None:
@@ -73,7 +111,7 @@ def test_pictures_are_read_once_where_they_fit_in_memory(
     data = read_metadata(folder)
     size = len(data.pictures) * 3 * 16 * 16
     monkeypatch.setattr(Examples, "KEEP", size if kept else size - 1)
-    examples = Examples(data, Tokenizer.learn(["it"]), (), 16)
+    examples = Examples(data, Tokenizer.learn(["it"]), 16)
     before = [example.image for example in examples]
     Image.new("RGB", (16, 16), "white").save(folder / "7.png")
     after = [example.image for example in examples]

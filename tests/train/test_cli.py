@@ -56,7 +56,7 @@ def run(folder: Path, mmm: Command) -> str:
 
 
 def settings(run: str) -> dict[str, dict[str, object]]:
-    return json.loads((Path(run) / "config.json").read_text())["settings"]
+    return json.loads((Path(run) / "run.json").read_text())["settings"]
 
 
 def test_train_eval_ask(folder: Path, mmm: Command) -> None:
@@ -80,7 +80,7 @@ def test_train_eval_ask(folder: Path, mmm: Command) -> None:
 
     status, out, err = mmm("ask", "runs/train", "pictures/0.png", "what purple colour?", "--top", "2")
     assert (status, err) == (0, "")
-    assert out.startswith("The training questions do not have: purple.\n")
+    assert out.startswith("The training texts do not have: purple.\n")
     assert out.count(" % ") == 2
 
 
@@ -128,7 +128,7 @@ DEVICE = "train.device = meta: Tensor.item() cannot be called on meta tensors. U
         ("train --data.train pictures --model.dpth 1", "unrecognized arguments: --model.dpth 1."),
         ("train --data.train pictures --train.epoch=2", "unrecognized arguments: --train.epoch=2."),
         ("train --data.train x", "x/metadata.csv: a metadata file was expected; No such file or directory."),
-        ("train --resume x", "x: not a run folder, it has no config.json."),
+        ("train --resume x", "x: not a run folder, it has no run.json."),
         (
             "train --resume x --train.lr 1",
             "--resume goes on with the settings of the run. Leave out all others.",
@@ -139,8 +139,8 @@ DEVICE = "train.device = meta: Tensor.item() cannot be called on meta tensors. U
         ),
         ("demo --epochs 0", "train.epochs must be 1 or more, got 0."),
         ("train --data.train pictures --train.device=meta", DEVICE),
-        ("eval x", "x: not a run folder, it has no config.json."),
-        ("ask x a.png what?", "x: not a run folder, it has no config.json."),
+        ("eval x", "x: not a run folder, it has no run.json."),
+        ("ask x a.png what?", "x: not a run folder, it has no run.json."),
     ],
 )
 def test_errors_are_one_line(folder: Path, mmm: Command, arguments: str, message: str) -> None:
@@ -158,7 +158,7 @@ def test_errors_of_a_run(run: str, mmm: Command) -> None:
     assert err.startswith("mmm: broken.png: a picture was expected, got ")
     assert mmm("ask", run, "pictures/0.png", "")[0] == 2
     (Path(run) / "model.safetensors").unlink()
-    message = "no checkpoint, model.safetensors is missing. Train the model first, or name another run."
+    message = "model.safetensors was expected, got none. Name a folder that save_pretrained wrote."
     assert mmm("eval", run) == (2, "", f"mmm: run: {message}\n")
 
 
@@ -208,8 +208,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path, mmm: Command) -> None:
     assert process.returncode == 130
     assert err.startswith("mmm: Stopped after step ")
     assert err.endswith(" of 300,000, and saved. Go on with: mmm train --resume 'my run'\n")
-    about = json.loads((Path("my run") / "config.json").read_text())
+    about = json.loads((Path("my run") / "run.json").read_text())
     about["settings"]["train"]["epochs"] = 3  # so that going on ends soon
-    (Path("my run") / "config.json").write_text(json.dumps(about))
+    (Path("my run") / "run.json").write_text(json.dumps(about))
     assert mmm("train", "--resume", "my run")[0] == 0
     assert (Path("my run") / "report.html").exists()

@@ -26,7 +26,6 @@ def test_questions_are_grouped_by_picture(tmp_path: Path) -> None:
             Picture(tmp_path / "a/a.png", (Question("Is it?", "yes"),)),
         ),
     )
-    assert data.answers() == ("red", "so", "yes")
 
 
 def test_spreadsheet_files_are_read(tmp_path: Path) -> None:
@@ -35,23 +34,40 @@ def test_spreadsheet_files_are_read(tmp_path: Path) -> None:
     assert data.pictures[0].questions == (Question("what is it", "light, blue"),)
 
 
+def test_captions(tmp_path: Path) -> None:
+    text = "file_name,caption,question\nb.png,A  red Ball .,ignored\na.png,two\n"
+    data = read_metadata(write(tmp_path, text, "a.png", "b.png"))
+    assert [picture.questions for picture in data.pictures] == [(Question("", "a red ball."),), (Question("", "two"),)]
+
+
+def test_questions_and_captions_beside_each_other(tmp_path: Path) -> None:
+    text = "file_name,question,answer,caption\na.png,What?,red,A ball\na.png,Why?,so,\nb.png,,,A box\n"
+    data = read_metadata(write(tmp_path, text, "a.png", "b.png"))
+    assert data.pictures[0].questions == (Question("What?", "red"), Question("", "a ball"), Question("Why?", "so"))
+    assert data.pictures[1].questions == (Question("", "a box"),)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (
             "file,question\na.png,what?\n",
-            "{csv}: the first line must name the columns file_name, question, answer; "
-            "missing: file_name, answer; got file, question.",
+            "{csv}: the first line must name the columns file_name, question, answer, or file_name, caption, "
+            "got file, question.",
         ),
         (
             "",
-            "{csv}: the first line must name the columns file_name, question, answer; "
-            "missing: file_name, question, answer; got nothing.",
+            "{csv}: the first line must name the columns file_name, question, answer, or file_name, caption, "
+            "got nothing.",
         ),
-        ("file_name,question,answer\n", "{csv}: no line follows the header. Add one line a question."),
+        ("file_name,question,answer\n", "{csv}: no line follows the header. Add one line a question or caption."),
         ("file_name,question,answer\na.png,what?,red\na.png,what?\n", "{csv}, line 3: answer is empty."),
         ("file_name,question,answer\na.png,  ,red\n", "{csv}, line 2: question is empty."),
         ("file_name,question,answer\nb.png,what?,red\n", "{csv}, line 2: picture 'b.png' is not in the folder."),
+        ("file_name,question,answer\na.png,,\n", "{csv}, line 2: question is empty."),
+        ("file_name,caption\na.png, \n", "{csv}, line 2: caption is empty."),
+        ("file_name,caption,question\n,so,\n", "{csv}, line 2: file_name is empty."),
+        ("file_name,caption,question,answer\na.png,so,what?,\n", "{csv}, line 2: answer is empty."),
         ("file_name,question,answer\n.,what?,red\n", "{csv}, line 2: picture '.' is not in the folder."),
     ],
 )

@@ -86,7 +86,7 @@ def test_train_with_a_file_and_ask_elsewhere(
     sizes = [f"--model.{name}={getattr(config.model, name)}" for name in SIZES]
     own = ["--train.epochs=1", "--train.batch=4", "--train.device=cpu", *sizes]
     assert main(["train", "--data.train", "pictures", "--model.fusion", "./own.py", "--out", "run", *own]) == 0
-    about = json.loads((Path("run") / "config.json").read_text())
+    about = json.loads((Path("run") / "run.json").read_text())
     assert (about["settings"]["model"]["fusion"], about["fusion"]) == ("own", ORIGIN)
     Path("settings.yaml").write_text("data: {train: pictures}\nmodel: {fusion: own}")
     flags = ["--config", "settings.yaml", "--plugin", "own.py", "--out", "second", *own]
@@ -122,21 +122,21 @@ def test_train_with_a_file_and_ask_elsewhere(
 
 def test_a_missing_distribution_is_named(config: Config, quiet: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(replace(config, train=replace(config.train, epochs=1)), "run", quiet)
-    about = json.loads((run.folder / "config.json").read_text())
+    about = json.loads((run.folder / "run.json").read_text())
     assert about["fusion"]["distribution"] == "mmm-fusion"
     about["fusion"] = {"distribution": "acme-fusion", "version": "0.2"}
     about["settings"]["model"]["fusion"] = "acme"
-    (run.folder / "config.json").write_text(json.dumps(about))
+    (run.folder / "run.json").write_text(json.dumps(about))
     with pytest.raises(mmm_fusion.UnknownMethodError) as caught:
         Run.open("run").load_model()
     assert str(caught.value).endswith(" run was trained with that of acme-fusion 0.2: install that.")
     about["fusion"] = {"place": "\x1b]0;own\x07.py"}
-    (run.folder / "config.json").write_text(json.dumps(about))
+    (run.folder / "run.json").write_text(json.dumps(about))
     capsys.readouterr()
     assert main(["eval", "run"]) == 2
     assert r"that of \x1b]0;own\x07.py: name this file" in capsys.readouterr().err
     del about["fusion"]  # as runs were before it was recorded
-    (run.folder / "config.json").write_text(json.dumps(about))
+    (run.folder / "run.json").write_text(json.dumps(about))
     with pytest.raises(mmm_fusion.UnknownMethodError) as caught:
         Run.open("run").load_model()
     assert str(caught.value).endswith("See `python -m mmm_fusion`.")

@@ -1,12 +1,14 @@
-"""The model and its optimiser: images encoded once, padding without effect, groups of parameters, the schedule."""
+"""The model and its optimiser: pictures read once, texts as if alone, groups of parameters, the schedule."""
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import mmm_fusion
-from mmm_train import AnswerModel, ConfigError, ModelConfig, TrainConfig
-from mmm_train.data import Batch
+from mmm_block import MultiModalMamba
+from mmm_train import ConfigError, ModelConfig, TrainConfig
+from mmm_train.data import SPECIAL, Batch
+from mmm_train.data.tokenizer import ANSWER, END, IMAGE
+from mmm_train.model import loss_of, new_model
 from mmm_train.optimiser import learning_rate, make_optimiser
 
 TINY = {
@@ -20,12 +22,14 @@ TINY = {
     "encoder_depth": 1,
     "encoder_heads": 2,
 }
+METHODS = [method.name for method in mmm_fusion.available()]
 
 
-def tiny(**settings: object) -> AnswerModel:
-    model = AnswerModel(ModelConfig(**{**TINY, **settings}), words=10, answers=5)
+def tiny(**settings: object) -> MultiModalMamba:
+    torch.manual_seed(0)
+    model = new_model(ModelConfig(**{**TINY, **settings}), 12)
     with torch.no_grad():
-        for parameter in model.block.fusion.parameters():
+        for parameter in model.backbone.fusion.parameters():
             if not parameter.any():  # a gate that is closed at the start, say
                 parameter.normal_(std=0.3)
     return model
@@ -33,56 +37,68 @@ def tiny(**settings: object) -> AnswerModel:
 
 @pytest.fixture
 def batch() -> Batch:
-    """Three pictures; 1, 3 and 2 questions of different lengths about them."""
-    lengths = torch.tensor([4, 6, 1, 3, 6, 2])
-    mask = torch.arange(6) < lengths[:, None]
-    return Batch(
-        images=torch.randn(3, 3, 16, 16),
-        text=torch.randint(2, 10, (6, 6)) * mask,
-        text_mask=mask,
-        image_of=torch.tensor([0, 1, 1, 1, 2, 2]),
-        answers=torch.tensor([0, 1, 2, 3, 4, 0]),
-    )
+    """Three pictures; 1, 3 and 2 texts about them, of different lengths, a caption among them."""
+    questions, answers = [3, 5, 0, 2, 5, 1], [1, 2, 4, 1, 1, 3]
+    mask = torch.arange(9) < torch.tensor([q + a + 2 for q, a in zip(questions, answers, strict=True)])[:, None]
+    text = torch.randint(len(SPECIAL), 12, mask.shape) * mask
+    labels = torch.full_like(text, -100)
+    for row, (q, a) in enumerate(zip(questions, answers, strict=True)):
+        text[row, q], text[row, q + a + 1] = ANSWER, END
+        labels[row, q + 1 : q + a + 2] = text[row, q + 1 : q + a + 2]
+    return Batch(torch.randn(3, 3, 16, 16), text, mask, labels, torch.tensor([0, 1, 1, 1, 2, 2]))
 
 
-METHODS = [method.name for method in mmm_fusion.available()]
+def plainly(model: MultiModalMamba, batch: Batch) -> torch.Tensor:
+    """The loss of each text read from its mark on, with a picture of its own."""
+    losses = []
+    for row, image in enumerate(batch.image_of):
+        length = int(batch.text_mask[row].sum())
+        text = torch.cat([torch.tensor([IMAGE]), batch.text[row, :length]])[None]
+        labels = torch.cat([torch.tensor([-100]), batch.labels[row, :length]])[None]
+        loss = model(text, batch.images[image][None], labels=labels).loss
+        losses.append(loss * (labels != -100).sum())
+    return torch.stack(losses)
 
 
 @pytest.mark.parametrize("fusion", METHODS)
-def test_questions_are_answered_as_if_alone(fusion: str, batch: Batch) -> None:
-    model = tiny(fusion=fusion).eval()
-    together = model(*batch[:4])
-    assert together.shape == (6, 5)
-    for row, image in enumerate(batch.image_of):
-        length = int(batch.text_mask[row].sum())
-        alone = model(
-            batch.images[image][None], batch.text[row : row + 1, :length], torch.ones(1, length) > 0, torch.tensor([0])
-        )
-        torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-5)
+def test_texts_are_learnt_as_if_alone(fusion: str, batch: Batch) -> None:
+    model = tiny(fusion=fusion)
+    batch.images.requires_grad_()
+    everything = [batch.images, *model.parameters()]
+    together = loss_of(model, batch)
+    alone = plainly(model, batch).sum() / (batch.labels != -100).sum()
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    gradients = (torch.autograd.grad(loss, everything) for loss in (together, alone))
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("fusion", METHODS)
 def test_all_parameters_learn_and_the_picture_counts(fusion: str, batch: Batch) -> None:
     model = tiny(fusion=fusion)
     batch.images.requires_grad_()
-    scores = model(*batch[:4])
-    nn.functional.cross_entropy(scores, batch.answers).backward()
+    loss_of(model, batch).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
     assert (batch.images.grad.abs().sum((1, 2, 3)) > 0).all()
 
 
+def test_answers_alone_are_learnt(batch: Batch) -> None:
+    model = tiny()
+    logits, seen = model.lm_head, list[torch.Tensor]()
+    logits.register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0]))
+    loss_of(model, batch).backward()
+    taught = seen[0].abs().sum(-1) > 0
+    before_a_label = torch.zeros_like(taught)
+    before_a_label[:, :-1] = batch.labels[:, 1:] != -100
+    assert torch.equal(taught, before_a_label)
+
+
 def test_each_image_is_encoded_once(batch: Batch) -> None:
     model, seen = tiny(), list[int]()
-    model.block.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    model(*batch[:4])
+    model.backbone.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    loss_of(model, batch)
     assert seen == [3]
-
-
-def test_words_start_small_and_padding_at_zero() -> None:
-    weight: Tensor = tiny().embed.weight
-    assert weight[0].abs().sum() == 0
-    assert 0.01 < weight[1:].std() < 0.03
 
 
 @pytest.mark.parametrize(
@@ -90,8 +106,9 @@ def test_words_start_small_and_padding_at_zero() -> None:
     [
         ({"patch_size": 5}, "settings under model: ViTConfig: `image_size` must be divisible by patch_size = (5, 5), "),
         ({"encoder_heads": 3}, "settings under model: ViTConfig: `dim` must be divisible by heads = 3, got 8. "),
-        ({"depth": 0}, "settings under model: MultiModalMambaBlock: `depth` must be at least 1, got 0."),
-        ({"dim": -1}, "settings under model: fusion method 'mlp': `dim` must be "),
+        ({"depth": 0}, "settings under model: MultiModalMambaConfig: `depth` must be an int of at least 1, got 0."),
+        ({"dim": -1}, "settings under model: MultiModalMambaConfig: `dim` must be an int of at least 1, got -1."),
+        ({"heads": 3}, "settings under model: fusion method 'mlp': `heads` must divide dim = 16, got 3. "),
         ({"fusion_options": {"x": 1}}, "settings under model: fusion method 'mlp' has no option 'x'."),
     ],
 )
@@ -113,9 +130,9 @@ def test_only_matrices_decay() -> None:
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert {names[p] for p in decayed["params"]} | {names[p] for p in kept["params"]} == set(names.values())
     spared = {names[p] for p in kept["params"]}
-    assert {"embed.weight", "head.bias", "block.layers.0.mixer.A_log", "block.layers.0.mixer.D"} <= spared
+    assert {"embedding.weight", "backbone.layers.0.mixer.A_log", "backbone.layers.0.mixer.D"} <= spared
     assert {name for name in names.values() if name.endswith("bias") or ".norm" in name} <= spared
-    assert {"head.weight", "block.layers.0.mixer.in_proj.weight"} & spared == set()
+    assert "backbone.layers.0.mixer.in_proj.weight" not in spared
 
 
 def test_schedule() -> None:

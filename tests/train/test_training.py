@@ -29,16 +29,19 @@ from mmm_train import (
     resume,
     train,
 )
+from mmm_train.data.tokenizer import ANSWER
 from mmm_train.evaluate import answer_all
 from mmm_train.loop import Trainer
 
 FILES = [
+    "README.md",
     "config.json",
     "curves.png",
     "metrics.jsonl",
     "model.safetensors",
     "question_only.json",
     "report.html",
+    "run.json",
     "tokenizer.json",
     "training.safetensors",
 ]
@@ -51,7 +54,7 @@ def without_speed(run: Path) -> list[dict[str, object]]:
 
 def assert_same(run: Path, other: Path) -> None:
     """The same result bit by bit; only the speed may differ."""
-    for name in ("model.safetensors", "training.safetensors", "config.json", "tokenizer.json"):
+    for name in ("model.safetensors", "training.safetensors", "config.json", "run.json", "tokenizer.json"):
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
     assert without_speed(run) == without_speed(other)
 
@@ -70,18 +73,19 @@ def test_learns_what_can_be_seen(config: Config, tmp_path: Path, quiet: Terminal
     assert ask(run, tmp_path / "pictures" / "1.png", "what colour IS it?")[0][0] == "green"
     answers = ask(Run.open(run.folder), tmp_path / "pictures" / "0.png", "is it red?")
     assert answers[0][0] == "yes"
-    assert sum(probability for _, probability in answers) == pytest.approx(1)
+    assert len(answers) == 5
+    assert 0.9 < sum(probability for _, probability in answers) < 1 + 1e-6
     assert [p for _, p in answers] == sorted((p for _, p in answers), reverse=True)
 
 
-def test_config_json_says_what_was_done(config: Config, tmp_path: Path, quiet: Terminal) -> None:
+def test_run_json_says_what_was_done(config: Config, tmp_path: Path, quiet: Terminal) -> None:
     run = train(config, tmp_path / "run", quiet)
-    about = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert about["answers"] == ["blue", "green", "no", "red", "yes"]
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["longest_answer"] == 2
     assert about["settings"] == config.to_dict()
     assert about["packages"]["torch"] == torch.__version__
     again = Run.open(tmp_path / "run")
-    assert (again.config, again.answers, again.trained_on) == (run.config, run.answers, run.trained_on)
+    assert (again.config, again.longest, again.trained_on) == (run.config, 2, run.trained_on)
 
 
 def test_the_seed_decides_alone(config: Config, tmp_path: Path, quiet: Terminal) -> None:
@@ -91,7 +95,7 @@ def test_the_seed_decides_alone(config: Config, tmp_path: Path, quiet: Terminal)
     assert_same(tmp_path / "a", tmp_path / "b")
     train(replace(config, train=replace(config.train, seed=1)), tmp_path / "c", quiet)
     a, c = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "c"))
-    assert not torch.equal(a["head.weight"], c["head.weight"])
+    assert not torch.equal(a["embedding.weight"], c["embedding.weight"])
 
 
 @pytest.mark.parametrize("step", [1, 4, 6, 9], ids=["first", "middle", "end of an epoch", "last"])
@@ -229,7 +233,7 @@ def test_a_late_loss_names_the_last_checkpoint(
 
     def step(self: Trainer, batch: object) -> float:
         if self.place.step == 4:
-            self.model.head.bias.data[0] = torch.nan
+            self.model.embedding.weight.data[ANSWER] = torch.nan
         return original(self, batch)
 
     monkeypatch.setattr(Trainer, "step", step)
@@ -299,31 +303,30 @@ def test_damaged_runs(config: Config, tmp_path: Path, quiet: Terminal) -> None:
         return str(caught.value)
 
     (run / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-1])
-    assert message().startswith(f"{run}: not a readable checkpoint: ".replace(str(run), str(run / "model.safetensors")))
+    assert message().startswith(f"{run / 'model.safetensors'}: a whole safetensors file was expected, got one that is ")
     (run / "model.safetensors").unlink()
-    assert message() == (
-        f"{run}: no checkpoint, model.safetensors is missing. Train the model first, or name another run."
-    )
-    about = json.loads((run / "config.json").read_text())
+    assert message() == (f"{run}: model.safetensors was expected, got none. Name a folder that save_pretrained wrote.")
+    about = json.loads((run / "run.json").read_text())
+    wider = {**about["settings"], "model": {**about["settings"]["model"], "dim": 32}}
     for change, expected in [
-        ({"version": 9}, f"{run}: version 1 was expected in config.json, got 9."),
-        ({"answers": ["one"]}, f"{run}: training.safetensors does not fit config.json."),
+        ({"version": 9}, f"{run}: version 2 was expected in run.json, got 9."),
+        ({"settings": wider}, f"{run}: training.safetensors does not fit run.json."),
     ]:
-        (run / "config.json").write_text(json.dumps({**about, **change}))
+        (run / "run.json").write_text(json.dumps({**about, **change}))
         with pytest.raises(RunError) as caught:
             resume(run, quiet)
         assert str(caught.value) == expected
     for change, expected in [
         ({"settings": {**about["settings"], "train": {"epochs": "8"}}}, "has a wrong value: "),
-        ({"answers": None}, "has a wrong value: "),
+        ({"longest_answer": None}, "has a wrong value: "),
     ]:
-        (run / "config.json").write_text(json.dumps({**about, **change}))
-        assert message().startswith(f"{run}: config.json or question_only.json {expected}")
-    (run / "config.json").write_text(json.dumps({"version": 1}))
-    assert message() == (f"{run}: config.json or question_only.json lacks 'settings'. Restore it, or train anew.")
-    (run / "config.json").write_text("[]")
-    assert message() == f"{run / 'config.json'}: a JSON object was expected, got list."
-    (run / "config.json").write_text(json.dumps(about))
+        (run / "run.json").write_text(json.dumps({**about, **change}))
+        assert message().startswith(f"{run}: run.json or question_only.json {expected}")
+    (run / "run.json").write_text(json.dumps({"version": 2}))
+    assert message() == (f"{run}: run.json or question_only.json lacks 'settings'. Restore it, or train anew.")
+    (run / "run.json").write_text("[]")
+    assert message() == f"{run / 'run.json'}: a JSON object was expected, got list."
+    (run / "run.json").write_text(json.dumps(about))
     words = (run / "tokenizer.json").read_text()
     (run / "tokenizer.json").write_text(words[:9])
     assert message().startswith(f"{run / 'tokenizer.json'}: not readable as JSON: ")
@@ -332,10 +335,10 @@ def test_damaged_runs(config: Config, tmp_path: Path, quiet: Terminal) -> None:
         file.write("junk\n")
     with pytest.raises(RunError, match=r"metrics\.jsonl: not JSON lines: "):
         Run.open(run).metrics()
-    (run / "config.json").write_text("{")
-    assert message().startswith(f"{run / 'config.json'}: not readable as JSON: ")
-    (run / "config.json").unlink()
-    assert message() == f"{run}: not a run folder, it has no config.json."
+    (run / "run.json").write_text("{")
+    assert message().startswith(f"{run / 'run.json'}: not readable as JSON: ")
+    (run / "run.json").unlink()
+    assert message() == f"{run}: not a run folder, it has no run.json."
 
 
 def test_hold_out_and_new_test_answers(config: Config, folder: Path, tmp_path: Path, quiet: Terminal) -> None:
@@ -353,4 +356,4 @@ def test_a_picture_of_another_size_and_kind(config: Config, tmp_path: Path, quie
     assert len(ask(run, tmp_path / "a.webp", "what?")) == 5
     with pytest.raises(DataError) as caught:
         ask(run, tmp_path / "a.webp", "  ")
-    assert str(caught.value) == "question: at least one word was expected, got '  '."
+    assert str(caught.value) == "question: at least one word was expected, got '  '. This run has learnt no captions."
