@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from timing import measure, print_at_least, print_figure, print_timings, ratio, setting
-from torch.nn import functional as F
 
 from mmm_core.backends import VARIABLE
 from mmm_core.testing import rms_error_ratio
@@ -23,6 +22,7 @@ from mmm_fusion.builtin import mmm_fusion_methods
 from mmm_train import demo_config
 from mmm_train.data import Examples, read_sets
 from mmm_train.loop import Trainer
+from mmm_train.model import loss_of
 from mmm_train.run import Run
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def main() -> None:
 def trainer(method: str, learn: QuestionSet) -> Trainer:
     config = demo_config(method)
     run = Run.plan(Path(tempfile.gettempdir()) / "never-written", config, learn)
-    examples = Examples(learn, run.tokenizer, run.answers, config.model.image_size)
+    examples = Examples(learn, run.tokenizer, config.model.image_size)
     for _ in examples:  # now they are in memory
         pass
     return Trainer(run, examples, torch.device("cpu"))
@@ -85,9 +85,8 @@ def check(trainers: dict[str, Trainer]) -> None:
 def loss_and_gradients(backend: str, trainer: Trainer) -> dict[str, Tensor]:
     os.environ[VARIABLE] = backend
     torch.manual_seed(0)  # dropout
-    *inputs, answers = next(trainer.rest_of_epoch())
     model = trainer.model.train()
-    loss = F.cross_entropy(model(*inputs), answers)
+    loss = loss_of(model, next(trainer.rest_of_epoch()))
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     return {"loss": loss.detach(), **dict(zip(parameters, gradients, strict=True))}

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 VERSION = 2
 """Of the layout of a run folder."""
+CARD = """\
+It was trained by mmm-train to answer questions about pictures, or to describe them: `<image>` question `<answer>`
+answer `<end>`. The numbers of words and marks are in tokenizer.json. Pictures are resized to the size below, with
+values from -1 to 1."""
 PACKAGES = ("mmm-train", "mmm-block", "mmm-fusion", "mmm-vit", "mmm-core", "torch")
 
 
@@ -170,7 +174,8 @@ class Run:
             place: How far the training is.
         """
         write_tensors(self.folder / "training.safetensors", training, place)
-        model.save_pretrained(self.folder, model_card_kwargs={"model_id": self.folder.resolve().name})
+        about = {"model_id": self.folder.resolve().name, "description": CARD}
+        model.save_pretrained(self.folder, model_card_kwargs=about)
 
     def load_training(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
         """Read what `save` wrote to go on.
