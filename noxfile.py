@@ -36,7 +36,8 @@ def isa(session: nox.Session) -> None:
     install(session, "./packages/mmm-core", "numpy", *TEST_TOOLS)  # torch warns where there is no NumPy
     program = "from mmm_core.native_library import AVAILABLE; print(*AVAILABLE)"
     names = session.run("python", "-c", program, silent=True)
-    files = [f"tests/core/test_{name}.py" for name in ("isa", "native", "properties", "extremes", "step", "threads")]
+    kinds = ("isa", "native", "properties", "products", "extremes", "mamba", "step", "threads")
+    files = [f"tests/core/test_{kind}.py" for kind in kinds]
     for name in str(names).split():
         session.run("pytest", "--numprocesses=2", *files, *session.posargs, env={"MMM_CORE_ISA": name})
 

@@ -5,9 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from mmm_core import Mamba, MambaState, ShapeError, selective_scan
+from mmm_core import Mamba, MambaState, ShapeError, native_library, selective_scan
+from mmm_core.layers import native_step
 from mmm_core.testing import OUTPUT_TOLERANCE, rms_error_ratio
 
 
@@ -156,6 +158,110 @@ def test_a_step_records_no_gradient_and_sees_parameters_change():
     assert not state.ssm.requires_grad
     layer.A_log.data.add_(1)
     assert not torch.equal(layer.step(x, MambaState(*(tensor.clone() for tensor in copy))), y)
+
+
+class LowRank(nn.Module):
+    """As a library for fine-tuning wraps a layer."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+def with_x_bias(layer):
+    layer.x_proj = nn.Linear(layer.x_proj.in_features, layer.x_proj.out_features)
+
+
+def half_precise(layer):
+    layer.bfloat16()
+    layer.A_log.data, layer.D.data = layer.A_log.data.float(), layer.D.data.float()
+
+
+def with_spread_parameters(layer):
+    for parameter in layer.parameters():
+        parameter.data = torch.stack((parameter.data, torch.full_like(parameter.data, torch.nan)), dim=-1)[..., 0]
+
+
+def wrapped(name):
+    return lambda layer: setattr(layer, name, LowRank(getattr(layer, name)))
+
+
+# How a layer was changed, the rows, and whether a step of it is one call of the kernel.
+STEPS = {
+    "plain": (lambda layer: None, 1, True),
+    "eight rows": (lambda layer: None, 8, True),
+    "nine rows": (lambda layer: None, 9, False),
+    "double": (lambda layer: layer.double(), 3, True),
+    "half": (lambda layer: layer.half(), 3, True),
+    "bfloat16 beside float32": (half_precise, 2, True),
+    "x_proj with a bias": (with_x_bias, 2, True),
+    "in_proj wrapped": (wrapped("in_proj"), 2, False),
+    "x_proj wrapped": (wrapped("x_proj"), 2, False),
+    "out_proj wrapped": (wrapped("out_proj"), 2, False),
+    "D wider than the rest": (lambda layer: setattr(layer.D, "data", layer.D.double()), 2, False),
+    "transposed in memory": (with_spread_parameters, 2, False),
+}
+
+
+@pytest.mark.parametrize(("change", "b", "one"), STEPS.values(), ids=STEPS.keys())
+@torch.no_grad()
+def test_a_step_is_one_call_of_the_kernel_or_goes_by_the_operations(change, b, one, monkeypatch):
+    layer = Mamba(20, d_state=16, bias=True)
+    layer.A_log.normal_()
+    change(layer)
+    x = torch.randn(b, 4, 20, dtype=layer.dt_proj.weight.dtype)
+    _, state = layer(x[:, :3], return_state=True)
+    expected, after = layer(x[:, 3:], state, return_state=True)
+    seen = []
+    monkeypatch.setattr(native_step, "call", lambda *call: (seen.append(call[0]), native_library.call(*call)))
+    y = layer.step(x[:, 3], state)
+    assert seen == ["mmm_core_step"] * one
+    tolerance = {"rtol": 2e-2, "atol": 2e-3} if x.dtype.itemsize == 2 else {"rtol": None, "atol": None}
+    torch.testing.assert_close(y, expected[:, 0], **tolerance)
+    torch.testing.assert_close(state, after, **tolerance)
+
+
+@torch.no_grad()
+def test_a_step_sees_hooks_and_the_wrong_state():
+    layer, x = Mamba(8), torch.randn(2, 8)
+    _, state = layer(torch.randn(2, 5, 8), return_state=True)
+    kept = MambaState(*(tensor.clone() for tensor in state))
+    y, seen = layer.step(x, state), []
+    layer.x_proj.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    torch.testing.assert_close(layer.step(x, kept), y)
+    assert seen == [(2, layer.dt_rank + 32)]
+    other = MambaState(torch.zeros(3, 16, 3), torch.zeros(2, 16, 16))
+    with pytest.raises(ShapeError) as raised:
+        layer.step(x, other)
+    assert str(raised.value) == ("causal_conv1d_update: `state` must be (b, e, k-1) = (2, 16, 3), got (3, 16, 3).")
+
+
+def test_a_state_made_for_autograd_knows_that_a_step_wrote_it():
+    layer, x = Mamba(8), torch.randn(2, 8)
+    _, state = layer(torch.randn(2, 5, 8), return_state=True)
+    loss = (state.ssm * state.ssm).sum() + (state.conv * state.conv).sum()
+    layer.step(x, MambaState(*(tensor.detach() for tensor in state)))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_any_number_of_threads_gives_the_same_step(dtype):
+    layer, x = Mamba(520).to(dtype), torch.randn(3, 520, dtype=dtype)
+    _, state = layer(torch.randn(3, 4, 520, dtype=dtype), return_state=True)
+    results = []
+    for count in range(1, 9):
+        torch.set_num_threads(count)
+        after = MambaState(*(tensor.clone() for tensor in state))
+        results.append([layer.step(x, after), *after])
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
 
 
 def test_a_step_compiles_to_one_graph():

@@ -47,7 +47,9 @@ def core() -> Callable[[], object]:
     weight = randn(e, k)
     mmm_core.causal_conv1d(u, weight, D, activation="silu", return_final_state=True)
     mmm_core.causal_conv1d_update(u[:, 0], randn(b, e, k - 1), weight)
-    mmm_core.Mamba(6)(randn(b, l, 6)).sum().backward()
+    mamba = mmm_core.Mamba(6)
+    mamba(randn(b, l, 6)).sum().backward()
+    mamba.step(randn(b, 6), mmm_core.MambaState(randn(b, 12, k - 1), randn(b, 12, 16)))
     channel_first()
     return lambda: mmm_core.selective_scan(u, delta, A.unsqueeze(0), B, C)
 

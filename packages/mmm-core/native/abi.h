@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#define MMM_CORE_ABI 4
+#define MMM_CORE_ABI 5
 
 namespace mmm {
 
@@ -40,6 +40,7 @@ struct ScanCall {
   int64_t wide;  // compute in double
   Sequences sequences;
   int64_t e, groups, n, softplus;
+  int64_t log_A;  // A is given as log(-A); never to the backward
   Array u, delta, A, B, C, D, z, delta_bias, initial_state;
   Array out, final_state, checkpoints;
 };
@@ -64,6 +65,20 @@ struct ConvBackwardCall {
   Array grad_x, grad_weight, grad_bias, grad_initial_state;
 };
 
+// x (rows, inputs) times a weight (outputs, inputs), whose last stride is 1, to out (rows, outputs).
+struct ProductCall {
+  int64_t wide, rows, inputs, outputs;
+  Array x, weight, bias, out;
+};
+
+// One token of a Mamba layer: its projections, its convolution and its scan, in this order. x and out are (rows, dim), the
+// parameters are as the layer has them, conv_weight (e, 1, taps); the states (rows, e, ...) are written in place.
+struct StepCall {
+  int64_t wide, rows, dim, e, n, taps, rank;
+  Array x, in_weight, in_bias, conv_weight, conv_bias, x_weight, x_bias, dt_weight, dt_bias, A_log, D;
+  Array out_weight, out_bias, conv_state, ssm_state, out;
+};
+
 // torch's `torch_parallel_for`: calls `work` on pieces of [begin, end), each at least `grain` long, on its threads.
 using Work = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Work work, void* context);
@@ -77,6 +92,8 @@ struct Kernels {
   int (*update)(const ScanCall&);
   int (*conv)(const ConvCall&);
   int (*conv_backward)(const ConvBackwardCall&);
+  int (*product)(const ProductCall&);
+  int (*step)(const StepCall&);
   double (*exponentials)(int64_t count);
 };
 

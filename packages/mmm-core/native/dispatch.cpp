@@ -86,6 +86,8 @@ MMM_EXPORT int mmm_core_scan_backward(const mmm::ScanBackwardCall* call) { retur
 MMM_EXPORT int mmm_core_update(const mmm::ScanCall* call) { return mmm::chosen->update(*call); }
 MMM_EXPORT int mmm_core_conv(const mmm::ConvCall* call) { return mmm::chosen->conv(*call); }
 MMM_EXPORT int mmm_core_conv_backward(const mmm::ConvBackwardCall* call) { return mmm::chosen->conv_backward(*call); }
+MMM_EXPORT int mmm_core_product(const mmm::ProductCall* call) { return mmm::chosen->product(*call); }
+MMM_EXPORT int mmm_core_step(const mmm::StepCall* call) { return mmm::chosen->step(*call); }
 
 // For benchmarks: compute this many exponentials and nothing else, and return their sum.
 MMM_EXPORT double mmm_core_exponentials(int64_t count) { return mmm::chosen->exponentials(count); }

@@ -22,6 +22,8 @@ namespace {
 #include "exponentials.inl"
 #include "update.inl"
 #include "conv.inl"
+#include "product.inl"
+#include "step.inl"
 }  // namespace
 
 #define MMM_PASTE(a, b) a##b
@@ -32,5 +34,5 @@ namespace {
 namespace mmm {
 extern const Kernels MMM_TABLE(MMM_ISA);
 const Kernels MMM_TABLE(MMM_ISA) = {
-    MMM_STRING(MMM_ISA), scan, scan_backward, update, conv, conv_backward, exponentials};
+    MMM_STRING(MMM_ISA), scan, scan_backward, update, conv, conv_backward, product, step, exponentials};
 }  // namespace mmm

@@ -121,3 +121,9 @@ template <class Real>
 inline Vector<Real> sigmoid(Vector<Real> x) {
   return Real(1) / (Real(1) + exp2(x * -Constants<Real>::LOG2E));
 }
+
+// A from log(-A).
+template <class Real>
+inline Vector<Real> decay(Vector<Real> x) {
+  return -exp2(x * Constants<Real>::LOG2E);
+}

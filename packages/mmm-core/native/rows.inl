@@ -68,6 +68,34 @@ inline void narrow(float x, Float16& y) {
 inline void narrow(double x, BFloat16& y) { narrow(float(x), y); }
 inline void narrow(double x, Float16& y) { narrow(float(x), y); }
 
+// A vector of stored numbers, wherever they stand, in the arithmetic's type.
+template <class Real, class Stored>
+inline Vector<Real> load_as(const Stored* at) {
+  alignas(64) Real wide[LANES<Real>];
+  for (int i = 0; i < LANES<Real>; ++i) wide[i] = Real(widen(at[i]));
+  return vector_at(wide);
+}
+
+#if defined(__AVX512F__)
+template <>
+inline Vector<float> load_as<float, Float16>(const Float16* at) {
+  return reinterpret_cast<Vector<float>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))));
+}
+#elif defined(__F16C__)
+template <>
+inline Vector<float> load_as<float, Float16>(const Float16* at) {
+  return reinterpret_cast<Vector<float>>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+}
+#endif
+
+// The first `count` of a vector, and zeros; nothing behind them is read.
+template <class Real, class Stored>
+inline Vector<Real> load_first(const Stored* at, int64_t count) {
+  alignas(64) Real wide[LANES<Real>] = {};
+  for (int64_t i = 0; i < count; ++i) wide[i] = Real(widen(at[i]));
+  return vector_at(wide);
+}
+
 // A block of a tensor: `rows` rows of `count` numbers, at `offset`; all in elements.
 struct Block {
   int64_t offset, row_stride, stride;

@@ -145,7 +145,10 @@ struct ScanWork {
   // What stays the same for all chunks: A in units of log2, D and delta's bias.
   void read_parameters(const mmm::ScanCall& call, const ScanTile& tile) {
     read_states(A, SCAN_TILE, call.A, tile.states_of(call.A, n));
-    for (int64_t i = 0; i < n * SCAN_TILE; ++i) A[i] *= Constants<Real>::LOG2E;
+    for (int64_t i = 0; i < n * SCAN_TILE; i += LANES<Real>) {
+      const Vector<Real> rate = call.log_A ? decay<Real>(vector_at(A + i)) : vector_at(A + i);
+      vector_at(A + i) = rate * Constants<Real>::LOG2E;
+    }
     read_or_zero(D, SCAN_TILE, call.D, tile.channels_of(call.D));
     read_or_zero(bias, SCAN_TILE, call.delta_bias, tile.channels_of(call.delta_bias));
   }

@@ -2,12 +2,12 @@
 //
 // Vectors run along the state: the n numbers of a channel, of the state and of A, are read where they stand, and
 // nothing is laid out anew, which for a single position would take longer than the step. A call whose numbers stand
-// otherwise, or are of another type than the arithmetic's, goes through the scan.
+// otherwise, or whose state is of another type than the arithmetic's, goes through the scan.
 
 constexpr int UPDATE_STATES = 256;  // the most n whose B and C have room on the stack
 
-template <class Real>
-void update_tile(const mmm::ScanCall& call, const ScanTile& tile) {
+template <class Real, class Stored>
+void update_tile(const mmm::ScanCall& call, const Stored* A, const ScanTile& tile) {
   alignas(64) Real input[SCAN_TILE], delta[SCAN_TILE], bias[SCAN_TILE], y[SCAN_TILE], z[SCAN_TILE];
   alignas(64) Real B[UPDATE_STATES], C[UPDATE_STATES], totals[SCAN_TILE * LANES<Real>];
   const int n = int(call.n);
@@ -26,11 +26,12 @@ void update_tile(const mmm::ScanCall& call, const ScanTile& tile) {
   }
   const mmm::Array& state = call.final_state;
   Real* h = reinterpret_cast<Real*>(state.data) + tile.row * state.stride[0] + tile.channel * state.stride[1];
-  const Real* A = reinterpret_cast<const Real*>(call.A.data) + tile.channel * call.A.stride[0];
+  A += tile.channel * call.A.stride[0];
   for (int i = 0; i < tile.width; ++i, h += state.stride[1], A += call.A.stride[0]) {
     Vector<Real> total = {};
     for (int v = 0; v < n; v += LANES<Real>) {
-      const Vector<Real> next = exp2(load(A + v) * delta[i]) * load(h + v) + vector_at(B + v) * input[i];
+      const Vector<Real> rate = call.log_A ? decay<Real>(load_as<Real>(A + v)) : load_as<Real>(A + v);
+      const Vector<Real> next = exp2(rate * delta[i]) * load(h + v) + vector_at(B + v) * input[i];
       store(h + v, next);
       total += next * vector_at(C + v);
     }
@@ -48,11 +49,13 @@ void update_tile(const mmm::ScanCall& call, const ScanTile& tile) {
 template <class Real>
 int update_as(const mmm::ScanCall& call) {
   constexpr int64_t dtype = sizeof(Real) == 8 ? mmm::FLOAT64 : mmm::FLOAT32;
-  const bool in_place = call.final_state.dtype == dtype && call.A.dtype == dtype && call.final_state.stride[2] == 1 &&
-                        call.A.stride[1] == 1 && call.n % LANES<Real> == 0 && call.n <= UPDATE_STATES;
+  const bool in_place = call.final_state.dtype == dtype && call.final_state.stride[2] == 1 && call.A.stride[1] == 1 &&
+                        call.n % LANES<Real> == 0 && call.n <= UPDATE_STATES;
   if (!in_place) return scan_as<Real>(call);
   return mmm::for_each_piece(ScanTile::tasks(call), call.n * SCAN_TILE, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) update_tile<Real>(call, ScanTile(call, task));
+    with_type(call.A, [&](const auto* A) {
+      for (int64_t task = begin; task < end; ++task) update_tile<Real>(call, A, ScanTile(call, task));
+    });
     return 0;
   });
 }

@@ -6,6 +6,7 @@
 // Each call runs on one thread, then on several in pieces: both must write the same bytes.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -29,6 +30,8 @@ int mmm_core_update(const mmm::ScanCall* call);
 int mmm_core_scan_backward(const mmm::ScanBackwardCall* call);
 int mmm_core_conv(const mmm::ConvCall* call);
 int mmm_core_conv_backward(const mmm::ConvBackwardCall* call);
+int mmm_core_product(const mmm::ProductCall* call);
+int mmm_core_step(const mmm::StepCall* call);
 }
 
 constexpr unsigned char UNWRITTEN = 0xff;  // a NaN in every dtype
@@ -102,9 +105,9 @@ void store(char* at, int64_t dtype, double value) {
 // A tensor in memory of its own.
 class Tensor {
  public:
-  Tensor(Random& random, int64_t dtype, const Sizes& sizes, bool may_expand = false) : sizes_(sizes) {
+  Tensor(Random& random, int64_t dtype, const Sizes& sizes, int layouts) : sizes_(sizes) {
     array = {nullptr, dtype, {0, 0, 0, 0}};
-    const int rank = int(sizes.size()), layout = int(random.below(may_expand ? 4 : 3));
+    const int rank = int(sizes.size()), layout = int(random.below(layouts));  // 0: contiguous
     int64_t stride = layout == 1 ? 2 : 1, reach = 0;  // 1: gaps between the elements
     for (int i = 0; i < rank; ++i) {
       const int axis = layout == 2 ? i : rank - 1 - i;  // 2: the first axis is the innermost
@@ -184,14 +187,19 @@ class Tensors {
  public:
   explicit Tensors(Random& random) : random(random), mixed(random.below(4) == 0), dtype(random.below(4)) {}
 
-  Array input(const Sizes& sizes, double least = -1, double most = 1) {
-    inputs.emplace_back(new Tensor(random, mixed ? random.below(4) : dtype, sizes, true));
+  Array input(const Sizes& sizes, double least = -1, double most = 1, int layouts = 4) {
+    inputs.emplace_back(new Tensor(random, mixed ? random.below(4) : dtype, sizes, layouts));
     inputs.back()->fill(random, least, most);
     return inputs.back()->array;
   }
+  // Contiguous, and small enough that the products of products stay finite in float16.
+  Array weight(int64_t outputs, int64_t inputs) {
+    const double most = 1 / std::sqrt(double(inputs));
+    return input({outputs, inputs}, -most, most, 1);
+  }
   Array maybe(const Sizes& sizes) { return random.coin() ? input(sizes) : Array{}; }
   Array result(const Sizes& sizes, int64_t of) {
-    results.emplace_back(new Tensor(random, of, sizes));
+    results.emplace_back(new Tensor(random, of, sizes, 3));
     return results.back()->array;
   }
   // The gradient of an input; absent where that is.
@@ -342,6 +350,46 @@ void exercise_step(Random& random) {
   });
 }
 
+void exercise_product(Random& random) {
+  mmm::ProductCall call{};
+  call.rows = random.one_of({1, 2, 3, 4, 7, 8, 9, 18});
+  call.inputs = random.one_of({1, 3, 16, 17, 48, 63, 64, 65, 300});
+  call.outputs = random.one_of({1, 2, 15, 16, 17, 80, 2000});
+  Tensors tensors(random);
+  call.x = tensors.input({call.rows, call.inputs}), call.weight = tensors.weight(call.outputs, call.inputs);
+  call.bias = tensors.maybe({call.outputs});
+  call.wide = tensors.wide();
+  call.out = tensors.result({call.rows, call.outputs}, call.x.dtype);
+  tensors.run([&] { return mmm_core_product(&call); });
+}
+
+// One token of a layer: the states are results that begin as they are before it.
+void exercise_layer(Random& random) {
+  mmm::StepCall call{};
+  const int64_t rows = call.rows = 1 + random.below(4), dim = call.dim = random.one_of({1, 7, 64, 200});
+  const int64_t e = call.e = random.one_of({1, 10, 129, 400}), n = call.n = random.one_of({1, 5, 16, 32});
+  const int64_t taps = call.taps = 1 + random.below(5), rank = call.rank = random.one_of({1, 4, 13});
+  Tensors tensors(random);
+  call.x = tensors.input({rows, dim});
+  call.in_weight = tensors.weight(2 * e, dim), call.in_bias = tensors.maybe({2 * e});
+  call.conv_weight = tensors.input({e, 1, taps}), call.conv_bias = tensors.maybe({e});
+  call.x_weight = tensors.weight(rank + 2 * n, e), call.x_bias = tensors.maybe({rank + 2 * n});
+  call.dt_weight = tensors.weight(e, rank), call.dt_bias = tensors.maybe({e});
+  call.A_log = tensors.input({e, n}), call.D = tensors.input({e});
+  call.out_weight = tensors.weight(dim, e), call.out_bias = tensors.maybe({dim});
+  call.wide = tensors.wide();
+  call.out = tensors.result({rows, dim}, call.x.dtype);
+  call.conv_state = tensors.result({rows, e, taps - 1}, call.x.dtype);
+  call.ssm_state = tensors.result({rows, e, n}, call.wide ? mmm::FLOAT64 : mmm::FLOAT32);
+  tensors.run([&] {
+    for (size_t i = 1; i < 3; ++i) {
+      Random start;
+      tensors.results[i]->fill(start, -1, 1);
+    }
+    return mmm_core_step(&call);
+  });
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -350,7 +398,10 @@ int main(int count, char** arguments) {
     expect(mmm_core_use(isa) == 0 && std::strcmp(mmm_core_isa(), isa) == 0, "not in use");
     Random random;
     shared_out = 0;
-    for (int i = 0; i < calls; ++i) exercise_scan(random), exercise_conv(random), exercise_step(random);
+    for (int i = 0; i < calls; ++i) {
+      exercise_scan(random), exercise_conv(random), exercise_step(random);
+      exercise_product(random), exercise_layer(random);
+    }
     expect(shared_out >= calls / 10, "hardly a call was large enough for threads");
     std::printf("%s: %d calls of each operation, %d times on threads\n", isa, calls, shared_out);
   }

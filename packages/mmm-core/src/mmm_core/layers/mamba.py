@@ -9,11 +9,13 @@ import math
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.nn import functional as F
 
 from mmm_core.conv import causal_conv1d, causal_conv1d_update
 from mmm_core.errors import ShapeError
+from mmm_core.layers.native_step import native_step
+from mmm_core.products import apply_linear, linear
 from mmm_core.scan import selective_scan, selective_state_update
 
 if TYPE_CHECKING:
@@ -181,23 +183,25 @@ class Mamba(nn.Module):
         """
         if x.ndim != 2 or x.shape[-1] != self.dim:
             raise ShapeError(f"Mamba.step: `x` must be (b, dim) with dim = {self.dim}, got {tuple(x.shape)}.")
-        x, z = self.in_proj(x).chunk(2, dim=-1)  # (b, e)
+        out = native_step(self, x, *state) if self.selection_norm is None else None
+        if out is not None:
+            return out
+        x, z = apply_linear(self.in_proj, x).chunk(2, dim=-1)  # (b, e)
         x = causal_conv1d_update(x, state.conv, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
         y = selective_state_update(
             state.ssm, x, *self._selected_by(x), self.D, z, self.dt_proj.bias, delta_softplus=True
         )
-        out: Tensor = self.out_proj(y)
-        return out
+        return apply_linear(self.out_proj, y)
 
     def _selected_by(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What each token selects: `delta` without its bias, which joins in the scan in float32; and `A`, `B`, `C`."""
         A_log = self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
-        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt, B, C = apply_linear(self.x_proj, x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         if self.selection_norm is not None:
             norms = (self.dt_layernorm, self.b_layernorm, self.c_layernorm)
             dt, B, C = map(normed, norms, (dt, B, C))
         # -exp(A_log): torch hands `exp` to all its threads however small it is, which a single token waits long for.
-        return F.linear(dt, self.dt_proj.weight), -torch.exp2(A_log * LOG2E), B, C
+        return linear(dt, self.dt_proj.weight), -torch.exp2(A_log * LOG2E), B, C
 
 
 def normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def update(
     groups = 1 if B.ndim == 2 else B.shape[1]
     out = torch.empty_like(u, memory_format=torch.contiguous_format)
     wide = arithmetic_dtype((u, delta, A, B, C, D, z, delta_bias, state)) == torch.float64
-    words = [wide, *sequences(b, 1, None, False), e, groups, A.shape[1], delta_softplus]
+    words = [wide, *sequences(b, 1, None, False), e, groups, A.shape[1], delta_softplus, False]
     before = after = array(state)
     words += token(u) + token(delta) + array(A) + token(B, 4) + token(C, 4)
     words += array(D) + token(z) + array(delta_bias) + before + token(out) + after + array(None)
@@ -82,7 +82,7 @@ def _words(
 ) -> list[int]:
     """`ScanCall` of native/abi.h; `bounds` must outlive the call."""
     b, l, e, g, n = p.sizes
-    words = [p.dtype == torch.float64, *sequences(b, l, bounds, p.reverse), e, g, n, p.delta_softplus]
+    words = [p.dtype == torch.float64, *sequences(b, l, bounds, p.reverse), e, g, n, p.delta_softplus, False]
     for x in (*p.floating, out, final_state, checkpoints):
         words += array(x)
     return words
