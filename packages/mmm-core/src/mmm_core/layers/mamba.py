@@ -35,6 +35,11 @@ class MambaState(NamedTuple):
     ssm: Float[Tensor, "b e n"]  # the state of the scan
 
 
+# So that torch.export saves and loads programs that take or return one.
+torch.utils._pytree._register_namedtuple(MambaState, serialized_type_name="mmm_core.MambaState")
+torch.serialization.add_safe_globals([MambaState])
+
+
 class Mamba(nn.Module):
     """A Mamba-1 mixer: each token sees itself and the tokens before it, at a cost linear in their number.
 
