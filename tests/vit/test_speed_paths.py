@@ -73,13 +73,26 @@ def test_linear_takes_any_shape_and_stride(shape, bias):
             torch.testing.assert_close(layer(each), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_linear_keeps_other_dtypes_as_they_are(products, dtype):
     layer = Linear(6, 5).to(dtype)
     x = torch.randn(2, 6, dtype=dtype)
     with torch.no_grad():
         assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
     assert products == []
+
+
+def test_linear_in_bfloat16_is_the_rounded_float32():
+    layer = Linear(64, 9).bfloat16()
+    x = torch.randn(7, 64).bfloat16()
+    with torch.no_grad():
+        exact = torch.nn.functional.linear(x.float(), layer.weight.float(), layer.bias.float())
+        torch.testing.assert_close(layer(x).float(), exact, rtol=2**-8, atol=1e-6)
+
+
+def test_linear_of_two_dtypes_fails_as_torchs():
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"same dtype|expected m"):
+        Linear(6, 5)(torch.randn(2, 6).bfloat16())
 
 
 def test_linear_under_autocast():
