@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import warnings
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +25,7 @@ from mmm_block.unfilled import Unfilled
 from mmm_block.weights import FILES, own_tensors, put_weights, read_weights, write_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from huggingface_hub import ModelCard
 
@@ -34,8 +35,8 @@ CONFIG = "config.json"
 MODEL_TYPE = "multimodal_mamba"
 NEEDED = [CONFIG, "model*.safetensors", "model.safetensors.index.json"]
 PACKAGES = ("mmm-block", "mmm-fusion", "mmm-vit", "mmm-core", "torch")
-ABOUT = ("model_type", "architectures", "packages", "fusion_source")
-"""What config.json has beside the fields of a config."""
+ABOUT = ("model_type", "architectures", "packages", "fusion_source", "transformers_version", "dtype")
+"""What config.json has beside the fields of a config; the last two if mmm_block.transformers wrote it."""
 
 
 class Pretrained(
@@ -153,17 +154,10 @@ class Pretrained(
     @classmethod
     def _from_values(cls, values: Mapping[str, Any], was: object, where: Path) -> Any:
         """A new model of what a config holds."""
-        was = was if isinstance(was, dict) else {}
-        try:
+        with naming(was, where), torch.random.fork_rng(devices=[]), Unfilled():
             config = MultiModalMambaConfig.from_dict(values)
-            with torch.random.fork_rng(devices=[]), Unfilled():
-                model = cls(config)
-        except mmm_fusion.UnknownMethodError as error:
-            raise mmm_fusion.UnknownMethodError(f"{where}: {error}{_where_it_was(was)}") from error
-        except (TypeError, ValueError) as error:  # what the packages below say of a value is among them
-            raise ConfigError(f"{where}: {error}") from error
-        if config.image_size is not None and was:
-            _look_at_source(config.fusion_method, was, where)
+            model = cls(config)
+        look_at_source(config, was, where)
         return model
 
     def push_to_hub(self, repo_id: str, *, model_card_kwargs: Mapping[str, Any] | None = None, **options: Any) -> str:
@@ -191,22 +185,49 @@ class Pretrained(
         Returns:
             The card; its `data` may be changed before it is saved.
         """
-        own = card_values(self, self.config, self._source())  # type: ignore[arg-type]  # it is a module
+        own = card_values(self, self.config, made_with(self.config)["fusion_source"])  # type: ignore[arg-type]  # it is a module
         card = super().generate_model_card(**own, **values)
         card.data["pipeline_tag"] = "text-generation" if self.config.image_size is None else "image-text-to-text"
         return card
-
-    def _source(self) -> dict[str, str]:
-        return {} if self.config.image_size is None else source(self.config.fusion_method)
 
     def _config_json(self) -> dict[str, Any]:
         return {
             "model_type": MODEL_TYPE,
             "architectures": [type(self).__name__],
             **self.config.to_dict(),
-            "packages": {name: metadata.version(name) for name in PACKAGES},
-            "fusion_source": self._source(),
+            **made_with(self.config),
         }
+
+
+def made_with(config: MultiModalMambaConfig) -> dict[str, dict[str, str]]:
+    """What a checkpoint is made with, for config.json.
+
+    Args:
+        config: The model's.
+    Returns:
+        `packages`, the versions of ours and of torch, and `fusion_source`, where the fusion method comes from.
+    """
+    return {
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "fusion_source": {} if config.image_size is None else source(config.fusion_method),
+    }
+
+
+@contextmanager
+def naming(was: object, where: Path) -> Iterator[None]:
+    """Inside, what is wrong with a config is told with the name of its file, and where its fusion method came from.
+
+    Args:
+        was: The `fusion_source` of the file.
+        where: The file.
+    """
+    try:
+        yield
+    except mmm_fusion.UnknownMethodError as error:
+        advice = _where_it_was(was) if isinstance(was, dict) else ""
+        raise mmm_fusion.UnknownMethodError(f"{where}: {error}{advice}") from error
+    except (TypeError, ValueError) as error:  # what the packages below say of a value is among them
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -241,9 +262,17 @@ def _where_it_was(was: Mapping[str, str]) -> str:
     return ""
 
 
-def _look_at_source(method: str, was: Mapping[str, str], where: Path) -> None:
-    """Warn where a method of the same name is another one."""
-    now = source(method)
+def look_at_source(config: MultiModalMambaConfig, was: object, where: Path) -> None:
+    """Warn where a method of the same name is another one.
+
+    Args:
+        config: The model's.
+        was: The `fusion_source` of the config's file.
+        where: The file.
+    """
+    if config.image_size is None or not isinstance(was, dict) or not was:
+        return
+    method, now = config.fusion_method, source(config.fusion_method)
     if was.get("distribution") != now.get("distribution") or was.get("sha256") != now.get("sha256"):
         warnings.warn(
             f"{where}: was made with fusion method '{method}' of {origin(was)}, it is now of {origin(now)}.",

@@ -93,6 +93,7 @@ class MultiModalMamba(Pretrained, nn.Module):
         attention_mask: Bool[Tensor, "b l"] | None = None,
         cu_seqlens: Int[Tensor, " bounds"] | None = None,
         labels: Int[Tensor, "b l"] | None = None,
+        loss_count: Int[Tensor, ""] | int | None = None,
         state: ModelState | None = None,
         return_state: bool = False,
         return_embeddings: bool = False,
@@ -108,6 +109,8 @@ class MultiModalMamba(Pretrained, nn.Module):
             cu_seqlens: Cumulative lengths `(s+1,)` of s texts packed into one row; b is 1 then.
             labels: Tokens to predict, `(b, l)`, each at its own place, as in `input_ids`; -100, padding, and the marks
                 of images are left out.
+            loss_count: What the sum over the labels is divided by, where a step is made of several batches; None: their
+                number, so that the loss is their mean.
             state: What earlier tokens of the rows left behind; it is read, never written.
             return_state: Return the state behind the last real token of each row as well.
             return_embeddings: Return the embeddings in place of logits.
@@ -142,7 +145,7 @@ class MultiModalMamba(Pretrained, nn.Module):
         if return_embeddings:
             return ModelOutput(None, None, hidden, state)
         logits = self.lm_head(hidden)
-        loss = None if labels is None else self._loss(logits, texts, input_ids, labels)
+        loss = None if labels is None else self._loss(logits, texts, input_ids, labels, loss_count)
         return ModelOutput(logits, loss, None, state)
 
     @property
@@ -308,7 +311,9 @@ class MultiModalMamba(Pretrained, nn.Module):
             )
         return self.backbone.encode(images)
 
-    def _loss(self, logits: Tensor, texts: Texts, input_ids: Tensor, labels: Tensor) -> Tensor:
+    def _loss(
+        self, logits: Tensor, texts: Texts, input_ids: Tensor, labels: Tensor, count: Tensor | int | None
+    ) -> Tensor:
         tokens, token = input_ids.flatten(), self.config.image_token_id
         wanted = torch.ones_like(tokens, dtype=torch.bool) if token is None else tokens != token
         targets = next_tokens(texts, labels.flatten(), wanted, IGNORE)
@@ -317,7 +322,10 @@ class MultiModalMamba(Pretrained, nn.Module):
                 "MultiModalMamba: `labels` must have a token to predict, got none. "
                 "The first token of a text, padding and marks are not predicted."
             )
-        return F.cross_entropy(logits.float().flatten(0, 1), targets, ignore_index=IGNORE)
+        logits = logits.float().flatten(0, 1)
+        if count is None:
+            return F.cross_entropy(logits, targets, ignore_index=IGNORE)
+        return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / count
 
 
 def _backbone(config: MultiModalMambaConfig) -> MambaStack:
