@@ -27,6 +27,7 @@ from mmm_block.layout import find_texts, next_tokens
 from mmm_block.reading import go_on, read_packed, read_rows
 from mmm_block.sampling import Sampling
 from mmm_block.stack import MambaStack
+from mmm_core.products import apply_linear
 from mmm_vit import VisionTransformer, ViTConfig
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class MultiModalMamba(Pretrained, nn.Module):
             tokens = tokens[:, 0]
         hidden = self.backbone.step(tokens, state.layers)
         state.length += 1
-        return self.lm_head(hidden)  # type: ignore[no-any-return]
+        return apply_linear(self.lm_head, hidden)
 
     def generate(
         self,

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mmm_core.conv import causal_conv1d, causal_conv1d_update
 from mmm_core.layers.mamba import LOG2E
+from mmm_core.products import apply_linear, linear
 from mmm_core.scan import selective_scan, selective_state_update
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class AcceleratedMixer(nn.Module):
             layer = cache.layers[self.layer_idx]
             if not layer.record_past:  # else it will be asked to take tokens back, and grows
                 return self._step(hidden_states[:, 0], layer.conv_states[0], layer.recurrent_states[0]).unsqueeze(1)
-        x, z = project(self.in_proj, masked(hidden_states, attention_mask)).chunk(2, dim=-1)  # (b, l, e)
+        x, z = apply_linear(self.in_proj, masked(hidden_states, attention_mask)).chunk(2, dim=-1)  # (b, l, e)
         inputs, before, length = x, None, x.shape[1]
         if cache is not None:
             if known:  # not as it stands: the backward may need it, and the cache writes the next one over it
@@ -89,18 +90,18 @@ class AcceleratedMixer(nn.Module):
         )
         if cache is not None:
             cache.update_recurrent_state(state, self.layer_idx)
-        return project(self.out_proj, y)
+        return apply_linear(self.out_proj, y)
 
     def _step(
         self, token: Float[Tensor, "b d"], conv_state: Float[Tensor, "b e k"], ssm_state: Float[Tensor, "b e n"]
     ) -> Float[Tensor, "b d"]:
         """Mix one token with those before it, and write the cache's states where they stand."""
-        x, z = project(self.in_proj, token).chunk(2, dim=-1)  # (b, e)
+        x, z = apply_linear(self.in_proj, token).chunk(2, dim=-1)  # (b, e)
         # Their state holds k inputs, of which the next convolution sees k - 1: a tap of zero for the oldest.
         taps = F.pad(self.conv1d.weight.squeeze(1), (1, 0))
         x = self._convolve(causal_conv1d_update, x, conv_state, taps)
         y = selective_state_update(ssm_state, *self._selected(x, z), delta_softplus=True)
-        return project(self.out_proj, y)
+        return apply_linear(self.out_proj, y)
 
     def _convolve(self, operation: Callable[..., Any], *tensors: Tensor) -> Tensor:
         """The convolution with its activation, which is a part of the kernel where it is SiLU."""
@@ -111,13 +112,13 @@ class AcceleratedMixer(nn.Module):
     def _selected(self, x: Tensor, z: Tensor) -> tuple[Any, ...]:
         """What the scan takes: `u`, `delta`, `A`, `B`, `C`, `D`, `z` and `delta_bias`, for a text or for one token."""
         sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
-        dt, B, C = project(self.x_proj, x).split(sizes, dim=-1)
+        dt, B, C = apply_linear(self.x_proj, x).split(sizes, dim=-1)
         if hasattr(self, "dt_layernorm"):
             dt, B, C = self.dt_layernorm(dt), self.b_layernorm(B), self.c_layernorm(C)
         if type(self.dt_proj) is nn.Linear:  # its bias joins in the scan, in float32
-            delta, delta_bias = F.linear(dt, self.dt_proj.weight), self.dt_proj.bias
+            delta, delta_bias = linear(dt, self.dt_proj.weight), self.dt_proj.bias
         else:  # an adapter or a quantised product, which has the bias in it
-            delta, delta_bias = project(self.dt_proj, dt), None
+            delta, delta_bias = apply_linear(self.dt_proj, dt), None
         A_log = self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
         # -exp(A_log): torch hands `exp` to all its threads however small it is, which a single token waits long for.
         return x, delta, -torch.exp2(A_log * LOG2E), B, C, self.D, z, delta_bias
@@ -146,12 +147,6 @@ def blank(original: type[Any]) -> AcceleratedMixer:
     cls = accelerated(original)
     mixer: AcceleratedMixer = cls.__new__(cls)
     return mixer
-
-
-def project(linear: nn.Module, x: Tensor) -> Tensor:
-    """A product of a text, `(b, l, d)`, or of a single token of each row, `(b, d)`."""
-    y: Tensor = linear(x)
-    return y
 
 
 def masked(x: Tensor, attention_mask: Tensor | None) -> Tensor:
