@@ -110,7 +110,23 @@ def block() -> Callable[[], object]:
         whole(text, image).sum().backward()
         whole(text, None, text_mask=mask)
         whole.fuse(text, image)
+        model(method.name, sizes)
     return lambda: whole(text, image, text_mask=mask[0])
+
+
+def model(method: str, sizes: dict[str, int]) -> None:
+    """A model of this fusion method: rows with and without an image, whole, packed, in parts and written."""
+    mark, images = 1, randn(2, 3, 16, 16)
+    ids = torch.tensor([[2, mark, 3, 4], [5, 6, 7, mark], [8, 9, 2, 3]])
+    mask = torch.tensor([[True] * 4, [True] * 4, [False] * 2 + [True] * 2])
+    whole = mmm_block.MultiModalMamba(vocab_size=11, dim=8, depth=1, fusion_method=method, image_token_id=mark, **sizes)
+    whole(ids, images, attention_mask=mask, labels=ids).loss.backward()
+    whole(ids[:1], list(images[:1]), cu_seqlens=torch.tensor([0, 1, 4]), return_embeddings=True)
+    state = whole(ids, whole.backbone.encode(images), return_state=True, last_only=True).state
+    whole(ids[2:], state=state.rows(torch.tensor([2])))
+    whole.step(ids[:, 0], mmm_block.ModelState.cat([state, state]).rows(torch.tensor([5, 0, 1])))
+    drawn = {"temperature": 1.0, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.1, "seeds": range(3)}
+    whole.generate(ids, images, attention_mask=mask, max_new_tokens=2, **drawn)
 
 
 def main(name: str) -> None:

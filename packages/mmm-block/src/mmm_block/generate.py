@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-    from mmm_block.config import MultiModalMambaConfig
-    from mmm_block.model import MultiModalMamba
     from mmm_block.sampling import Sampling
 
 Reason = Literal["stop_token", "stop_string", "length"]
@@ -102,13 +100,15 @@ class TokenStream:
     A row that has ended gets padding, and takes no part in the steps that follow.
 
     Args:
-        model: The model.
+        step: `MultiModalMamba.step`: reads a token of each row, writes the state, and gives the logits behind.
         logits: Behind the prompts.
         state: What the prompts left behind; it is written.
         seen: True for the tokens of the vocabulary that stand in each prompt; None without a repetition penalty.
         seeds: The seed of each row.
         sampling: How tokens are chosen.
         stopping: When rows end.
+        mark: The token that is never written; None: there is none.
+        padding: The token behind a row's end.
     Attributes:
         reasons: Why each row ended; None for one that goes on.
         lengths: How many tokens each row has got.
@@ -116,7 +116,7 @@ class TokenStream:
 
     def __init__(
         self,
-        model: MultiModalMamba,
+        step: Callable[[Int[Tensor, " b"], ModelState], Float[Tensor, "b v"]],
         logits: Float[Tensor, "b v"],
         state: ModelState,
         *,
@@ -124,11 +124,13 @@ class TokenStream:
         seeds: Int[Tensor, " b"],
         sampling: Sampling,
         stopping: Stopping,
+        mark: int | None,
+        padding: int,
     ) -> None:
         b = len(logits)
         self.reasons: list[Reason | None] = [None] * b
         self.lengths = [0] * b
-        self._model, self._sampling, self._stopping = model, sampling, stopping
+        self._step, self._sampling, self._stopping, self._mark, self._padding = step, sampling, stopping, mark, padding
         # Of the rows that go on:
         self._rows = list(range(b))
         self._logits, self._state, self._seen, self._seeds = logits, state, seen, seeds
@@ -136,7 +138,7 @@ class TokenStream:
         self._unread: Tensor | None = None  # tokens that the state does not hold yet
         self._ended: list[tuple[list[int], ModelState]] = []
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> TokenStream:
         return self
 
     @torch.no_grad()
@@ -152,7 +154,7 @@ class TokenStream:
             last.append(token)
             self.reasons[row] = self._stopping.reason(token, self.lengths[row], last)
             del last[: -self._stopping.window]
-        tokens = chosen.new_full((len(self.reasons),), _padding(self._model.config))
+        tokens = chosen.new_full((len(self.reasons),), self._padding)
         tokens[self._rows] = chosen
         return tokens
 
@@ -177,9 +179,8 @@ class TokenStream:
 
     def _choose(self) -> Tensor:
         logits = self._logits.to(torch.promote_types(self._logits.dtype, torch.float32))
-        mark = self._model.config.image_token_id
-        if mark is not None:
-            logits = logits.index_fill(1, torch.tensor([mark], device=logits.device), -torch.inf)
+        if self._mark is not None:
+            logits = logits.index_fill(1, torch.tensor([self._mark], device=logits.device), -torch.inf)
         chosen = self._sampling.choose(logits, self._seen, self._seeds, self._state.length)
         if self._seen is not None:
             self._seen.scatter_(1, chosen[:, None], True)
@@ -189,7 +190,7 @@ class TokenStream:
         """Let the model read what was written last, and put away the rows that ended with it."""
         if self._unread is None:
             return
-        self._logits = self._model.step(self._unread, self._state)
+        self._logits = self._step(self._unread, self._state)
         self._unread = None
         on = [place for place, row in enumerate(self._rows) if self.reasons[row] is None]
         if len(on) == len(self._rows):
@@ -202,34 +203,17 @@ class TokenStream:
         self._rows, self._last = [self._rows[place] for place in on], [self._last[place] for place in on]
 
 
-def read_prompts(
-    model: MultiModalMamba,
-    input_ids: Int[Tensor, "b l"],
-    images: Any,
-    attention_mask: Bool[Tensor, "b l"] | None,
-    state: ModelState | None,
-) -> tuple[Float[Tensor, "b v"], ModelState]:
-    """Read prompts.
+def check_prompts(attention_mask: Bool[Tensor, "b l"] | None) -> None:
+    """Refuse prompts of which one is empty.
 
-    Args:
-        model: The model.
-        input_ids: Tokens.
-        images: As the model takes them.
-        attention_mask: True for a real token; None: all are.
-        state: What came before.
-    Returns:
-        The logits behind the prompts, and what they left behind.
     Raises:
-        InputError: A prompt is empty, or the model refuses something.
+        InputError: A row has no real token.
     """
-    with torch.no_grad():
-        out = model(input_ids, images, attention_mask=attention_mask, state=state, return_state=True, last_only=True)
     if attention_mask is not None and not bool((real := attention_mask.any(dim=1)).all()):
         raise InputError(
             "generate: `attention_mask` must leave each row at least one real token, "
             f"got none in row {int(real.int().argmin())}. Begin an empty text with a token that begins texts."
         )
-    return out.logits, out.state
 
 
 def find_seen(
@@ -279,8 +263,3 @@ def find_seeds(
             "Pass temperature=1.0 to draw from the model's own probabilities."
         )
     return found.long()
-
-
-def _padding(config: MultiModalMambaConfig) -> int:
-    choices = (config.pad_token_id, config.eos_token_id)
-    return next((token for token in choices if token is not None), 0)

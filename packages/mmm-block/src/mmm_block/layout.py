@@ -40,7 +40,7 @@ class Texts:
 
     real: Bool[Tensor, " t"]
     row: Int[Tensor, " t"]
-    bounds: Int[Tensor, " rows+1"]
+    bounds: Int[Tensor, " bounds"]
     mark: Int[Tensor, " n"]
     image: Int[Tensor, " t"]
     place: Int[Tensor, " t"]
@@ -74,7 +74,7 @@ class Texts:
 
 
 def find_texts(
-    real: Bool[Tensor, " t"], bounds: Int[Tensor, " rows+1"], marked: Bool[Tensor, " t"] | None, images: int
+    real: Bool[Tensor, " t"], bounds: Int[Tensor, " bounds"], marked: Bool[Tensor, " t"] | None, images: int
 ) -> Texts:
     """Find the pieces.
 

@@ -12,7 +12,7 @@ from mmm_block.block import ImageTokens, MultiModalMambaBlock
 from mmm_block.checkpoint import Pretrained
 from mmm_block.config import MultiModalMambaConfig
 from mmm_block.errors import InputError
-from mmm_block.generate import Generation, Stopping, TokenStream, find_seeds, find_seen, read_prompts
+from mmm_block.generate import Generation, Stopping, TokenStream, check_prompts, find_seeds, find_seen
 from mmm_block.inputs import (
     check_bounds,
     check_images,
@@ -278,13 +278,20 @@ class MultiModalMamba(Pretrained, nn.Module):
             decode=decode,
             vocab_size=self.config.vocab_size,
         )
+        with torch.no_grad():
+            out = self(input_ids, images, attention_mask=attention_mask, state=state, return_state=True, last_only=True)
+        check_prompts(attention_mask)
+        endings = (self.config.pad_token_id, self.config.eos_token_id)
         return TokenStream(
-            self,
-            *read_prompts(self, input_ids, images, attention_mask, state),
+            self.step,
+            out.logits,
+            out.state,
             seen=None if repetition_penalty == 1 else find_seen(input_ids, attention_mask, self.config.vocab_size),
             seeds=find_seeds(seeds, input_ids, sampling),
             sampling=sampling,
             stopping=stopping,
+            mark=self.config.image_token_id,
+            padding=next((token for token in endings if token is not None), 0),
         )
 
     def _find_texts(

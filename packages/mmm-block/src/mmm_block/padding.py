@@ -81,8 +81,8 @@ def unpack(x: Float[Tensor, "r n e"], mask: Bool[Tensor, "b m"] | None) -> Float
 
 
 def pack_states(
-    states: tuple[Float[Tensor, "b e n"], ...], mask: Bool[Tensor, "b m"] | None
-) -> tuple[Float[Tensor, "s e n"], ...]:
+    states: tuple[Float[Tensor, "b e _"], ...], mask: Bool[Tensor, "b m"] | None
+) -> tuple[Float[Tensor, "s e _"], ...]:
     """The states from which packed rows are read on.
 
     Args:
