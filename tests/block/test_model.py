@@ -1,5 +1,6 @@
 """`MultiModalMamba`: texts in parts, padded and packed; images anywhere; gradients; what the config's fields do."""
 
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import mmm_fusion
-from mmm_block import MultiModalMamba, MultiModalMambaConfig
+from mmm_block import ImageTokens, InputError, MultiModalMamba, MultiModalMambaConfig
 
 METHODS = [method.name for method in mmm_fusion.available()]
 methods = pytest.mark.parametrize("method", METHODS)
@@ -213,6 +214,42 @@ def test_a_list_of_images_and_encoded_images(small):
     torch.testing.assert_close(model(ids, model.backbone.encode(images), attention_mask=mask).logits, expected)
 
 
+@pytest.mark.parametrize("fields", [{}, {"image_token_id": None}, {"image_token_id": None, "image_size": None}], ids=str)
+def test_no_images_in_any_form_are_none(small, fields):
+    model, ids = small(**fields), torch.tensor([[5, 7, 8], [9, 10, 11]])
+    rows = count_encoder_rows(model) if "image_size" not in fields else []
+    expected = model(ids).logits
+    nothing = ImageTokens(torch.zeros(0, 6, 12), (2, 3))
+    for images in ([], torch.zeros(0, 3, 16, 24), nothing):
+        assert torch.equal(model(ids, images).logits, expected)
+    assert rows == []
+
+
+@methods
+@pytest.mark.parametrize("bounds", [[0, 0, 3], [0, 3, 3], [0, 2, 2, 3], [0, 0, 0, 3, 3]], ids=str)
+@pytest.mark.parametrize("text", [[5, 7, 8], [5, MARK, 8]], ids=["words", "image"])
+def test_packed_texts_may_be_empty(small, method, bounds, text):
+    model, ids = small(fusion_method=method), torch.tensor([text])
+    images = pictures(1) if MARK in text else None
+    out = model(ids, images, cu_seqlens=torch.tensor(bounds), return_state=True)
+    full = [row for row, (start, stop) in enumerate(itertools.pairwise(bounds)) if start < stop]
+    dense = model(ids, images, cu_seqlens=torch.tensor([bounds[row] for row in full] + [3]), return_state=True)
+    torch.testing.assert_close(out.logits, dense.logits, **CLOSE)
+    assert out.state.length.tolist() == [stop - start for start, stop in itertools.pairwise(bounds)]
+    after = model.step(torch.full((len(bounds) - 1,), 9), out.state)
+    torch.testing.assert_close(after[full], model.step(torch.full((len(full),), 9), dense.state), **CLOSE)
+
+
+def test_a_packed_text_that_is_empty_has_no_room_for_an_image(small):
+    model = small(fusion_method="concat", image_token_id=None)
+    with pytest.raises(InputError) as caught:
+        model(torch.tensor([[5, 7, 8]]), pictures(2), cu_seqlens=torch.tensor([0, 0, 3]))
+    assert str(caught.value) == (
+        "MultiModalMamba: `cu_seqlens` must give each text with an image at least one token, got [0, 0, 3]. "
+        "Leave empty texts and their images out."
+    )
+
+
 def test_without_a_mark_each_row_has_one_image_before_it(small):
     model, images = small(fusion_method="concat", image_token_id=None), pictures(2)
     ids = torch.tensor([[5, MARK, 7], [8, 9, 10]])  # 3 is a word like others
@@ -262,6 +299,7 @@ def test_labels_need_not_be_the_tokens(small):
     out = model(ids, labels=labels)
     expected = torch.nn.functional.cross_entropy(out.logits[0, :2], labels[0, 1:])
     torch.testing.assert_close(out.loss, expected)
+    assert model.double()(ids, labels=labels).loss.dtype == torch.float64
 
 
 @methods

@@ -51,7 +51,7 @@ ONE = torch.zeros(1, 3, 16, 24)
             {"images": [ONE[0], torch.zeros(3, 8, 8)]},
             "`images` must be (c, y, x) of one size each, got (3, 8, 8), (3, 16, 24). Resize or crop them to one.",
         ),
-        ({"images": []}, "`images` must be (c, y, x) of one size each, got none. Resize or crop them to one."),
+        ({"images": []}, "`images` must be n = 1, one for each mark (token 3) in `input_ids`, got 0."),
         ({"images": [ONE]}, "`images` must be (c, y, x) of one size each, got (1, 3, 16, 24)."),
         (
             {"images": ONE[0]},
@@ -70,6 +70,11 @@ ONE = torch.zeros(1, 3, 16, 24)
             {"input_ids": WORDS, "attention_mask": torch.full((2, 3), 0.5)},
             "`attention_mask` must hold True or 1 for a real token and else 0, got others. "
             "A mask that is added to scores is none.",
+        ),
+        (
+            {"input_ids": WORDS, "attention_mask": torch.zeros(2, 3)},
+            "`attention_mask` must leave at least one real token in the batch, got none. "
+            "Leave the call out: there is nothing to read.",
         ),
         (
             {"input_ids": WORDS, "cu_seqlens": torch.tensor([0, 3])},

@@ -73,7 +73,7 @@ def check_mask(mask: Bool[Tensor, "b l"], input_ids: Int[Tensor, "b l"]) -> Bool
     """The mask as bool.
 
     Raises:
-        InputError: It is not of the shape of the tokens, or holds other numbers than 0 and 1.
+        InputError: It is not of the shape of the tokens, holds other numbers than 0 and 1, or nothing but 0.
     """
     if mask.shape != input_ids.shape:
         raise InputError(
@@ -84,6 +84,11 @@ def check_mask(mask: Bool[Tensor, "b l"], input_ids: Int[Tensor, "b l"]) -> Bool
         raise InputError(
             f"{WHERE}: `attention_mask` must hold True or 1 for a real token and else 0, got others. "
             "A mask that is added to scores is none."
+        )
+    if not torch.compiler.is_compiling() and not bool(mask.any()):
+        raise InputError(
+            f"{WHERE}: `attention_mask` must leave at least one real token in the batch, got none. "
+            "Leave the call out: there is nothing to read."
         )
     return mask.to(torch.bool)
 
@@ -113,19 +118,21 @@ def check_bounds(bounds: Int[Tensor, " s"], input_ids: Int[Tensor, "b l"], mask:
 
 def check_pixels(
     images: Float[Tensor, "n c y x"] | Sequence[Float[Tensor, "c y x"]] | ImageTokens,
-) -> Float[Tensor, "n c y x"] | ImageTokens:
-    """Images as one tensor.
+) -> Float[Tensor, "n c y x"] | ImageTokens | None:
+    """Images as one tensor; None where there are none.
 
     Raises:
-        InputError: They are none, or of several sizes.
+        InputError: They are of several sizes, or of another shape or dtype.
     """
     if isinstance(images, ImageTokens):
-        return images
+        return images if images.tokens.shape[0] else None
     if not isinstance(images, torch.Tensor):
         pixels = list(images)
+        if not pixels:
+            return None
         sizes = {tuple(each.shape) for each in pixels}
         if len(sizes) != 1 or any(each.ndim != 3 for each in pixels):
-            shapes = ", ".join(map(str, sorted(sizes))) or "none"
+            shapes = ", ".join(map(str, sorted(sizes)))
             raise InputError(
                 f"{WHERE}: `images` must be (c, y, x) of one size each, got {shapes}. Resize or crop them to one."
             )
@@ -139,25 +146,33 @@ def check_pixels(
             f"{WHERE}: `images` must be floating, got {images.dtype}. "
             "Scale them as those that the model was trained on."
         )
-    return images
+    return images if images.shape[0] else None
 
 
-def check_images(count: int, rows: int, marked: Bool[Tensor, " t"] | None, token: int | None) -> None:
+def check_images(
+    count: int, bounds: Int[Tensor, " bounds"], marked: Bool[Tensor, " t"] | None, token: int | None
+) -> None:
     """Refuse another number of images than the texts have room for.
 
     Args:
         count: Number of images.
-        rows: Number of texts.
+        bounds: Where the texts begin and end.
         marked: True for each token that marks the place of an image; None: each text has room for one.
         token: What marks one.
     Raises:
-        InputError: There are more or fewer.
+        InputError: There are more or fewer, or a text without tokens has one.
     """
     if marked is None:
+        rows = bounds.shape[0] - 1
         if count not in (0, rows):
             raise InputError(
                 f"{WHERE}: `images` must be n = {rows}, one for each row, got {count}. "
                 "A config with image_token_id lets a row have any number."
+            )
+        if count and not torch.compiler.is_compiling() and not bool(bounds.diff().all()):
+            raise InputError(
+                f"{WHERE}: `cu_seqlens` must give each text with an image at least one token, got {bounds.tolist()}. "
+                "Leave empty texts and their images out."
             )
         return
     if torch.compiler.is_compiling():

@@ -105,7 +105,7 @@ class MultiModalMamba(Pretrained, nn.Module):
         Args:
             input_ids: Tokens, `(b, l)`.
             images: All images, in the order in which their marks stand, row by row: pixels of one size `(n, c, y, x)`,
-                a list of `(c, y, x)`, or what `backbone.encode` made of them.
+                a list of `(c, y, x)`, or what `backbone.encode` made of them. None or n = 0: there are none.
             attention_mask: True, or 1, for a real token, `(b, l)`; padding may stand anywhere. None: all are real.
             cu_seqlens: Cumulative lengths `(s+1,)` of s texts packed into one row; b is 1 then.
             labels: Tokens to predict, `(b, l)`, each at its own place, as in `input_ids`; -100, padding, and the marks
@@ -306,7 +306,7 @@ class MultiModalMamba(Pretrained, nn.Module):
         mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else check_mask(mask, input_ids)
         count = 0 if images is None else len(images.tokens if isinstance(images, ImageTokens) else images)
         marked = None if token is None else mask.flatten() & (input_ids == token).flatten()
-        check_images(count, len(bounds) - 1, marked, token)
+        check_images(count, bounds, marked, token)
         return find_texts(mask.flatten(), bounds, marked, count)
 
     def _encode(self, images: Tensor | ImageTokens | None) -> ImageTokens | None:
@@ -330,7 +330,7 @@ class MultiModalMamba(Pretrained, nn.Module):
                 "MultiModalMamba: `labels` must have a token to predict, got none. "
                 "The first token of a text, padding and marks are not predicted."
             )
-        logits = logits.float().flatten(0, 1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
         if count is None:
             return F.cross_entropy(logits, targets, ignore_index=IGNORE)
         return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / count

@@ -39,7 +39,7 @@ def read_rows(
     groups: Groups = state.groups if state else ()
     if isinstance(backbone, MultiModalMambaBlock):
         if images is None:
-            tokens, groups = go_on(backbone.fusion, tokens, groups or _without_image(backbone, tokens))
+            tokens, groups = go_on(backbone.fusion, tokens, groups or _without_image(backbone, tokens, tokens.shape[0]))
         else:
             memory = backbone.fusion.read(images.tokens, image_grid=images.grid)
             tokens, after = backbone.fusion.extend(tokens, memory)
@@ -137,7 +137,7 @@ def _fuse(
     """The fused text tokens, what was read of the images, and what the method keeps now."""
     opening = texts.opening()
     if not groups and (images is None or opening.token.shape[1] or bool((texts.last_image < 0).any())):
-        groups = _without_image(backbone, tokens[texts.bounds[:-1]])
+        groups = _without_image(backbone, tokens, texts.rows)
     opened, groups = go_on(backbone.fusion, tokens[opening.token], groups, opening.mask)
     if images is None:
         return _in_order(opened, opening), None, groups
@@ -155,11 +155,11 @@ def _in_order(pieces: Float[Tensor, "s m d"], where: Pieces) -> Float[Tensor, "t
     return torch.cat([pieces.flatten(0, 1), pieces.new_zeros(1, pieces.shape[2])])[where.slot]
 
 
-def _without_image(backbone: MultiModalMambaBlock, like: Float[Tensor, "b *l d"]) -> Groups:
-    """What the method keeps for rows that have seen no image."""
+def _without_image(backbone: MultiModalMambaBlock, like: Float[Tensor, "*t d"], rows: int) -> Groups:
+    """What the method keeps for rows that have seen no image, in the dtype of the tokens."""
     nothing = like.new_zeros(1, 1, backbone.encoder_dim)
     memory = backbone.fusion.read(nothing, image_mask=nothing.new_zeros(1, 1, dtype=torch.bool))
-    everywhere = torch.zeros(len(like), dtype=torch.long, device=like.device)
+    everywhere = torch.zeros(rows, dtype=torch.long, device=like.device)
     return (Group(None, _behind_prefix(memory.rows(everywhere))),)
 
 
@@ -174,8 +174,6 @@ def _with_images(groups: Groups, memory: ImageMemory, last_image: Int[Tensor, " 
         same = (last_image[rows] < 0).nonzero()[:, 0]
         if len(same):
             kept.append(Group(rows[same], old.rows(same)))
-    if not len(new):
-        return groups
     return (*kept, Group(new, memory.rows(last_image[new])))
 
 
