@@ -314,7 +314,7 @@ def test_a_stream_gives_the_tokens_of_each_step(small):
     for tokens in stream:
         steps.append(tokens)
         ended = [reason is not None for reason in stream.reasons]
-        assert [length < len(steps) for length in stream.lengths] <= ended
+        assert ended == [length == whole.lengths[row] for row, length in enumerate(stream.lengths)]
     assert torch.equal(torch.stack(steps, dim=1), whole.tokens)
     assert stream.lengths == whole.lengths.tolist()
     assert tuple(stream.reasons) == whole.reasons
@@ -415,7 +415,7 @@ IDS = torch.tensor([[5, 7], [8, 9]])
         ),
         (
             {"seeds": [1, 2, 3], "temperature": 1.0},
-            "generate: `seeds` must be b = 2 ints, one for each row, got torch.int64 (3,).",
+            "generate: `seeds` must be b = 2 ints, one for each row, got torch.int64 (3,). range(b) will do.",
         ),
         (
             {"seeds": 1, "temperature": 1.0},

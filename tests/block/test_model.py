@@ -214,7 +214,9 @@ def test_a_list_of_images_and_encoded_images(small):
     torch.testing.assert_close(model(ids, model.backbone.encode(images), attention_mask=mask).logits, expected)
 
 
-@pytest.mark.parametrize("fields", [{}, {"image_token_id": None}, {"image_token_id": None, "image_size": None}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, {"image_token_id": None}, {"image_token_id": None, "image_size": None}], ids=str
+)
 def test_no_images_in_any_form_are_none(small, fields):
     model, ids = small(**fields), torch.tensor([[5, 7, 8], [9, 10, 11]])
     rows = count_encoder_rows(model) if "image_size" not in fields else []

@@ -197,6 +197,19 @@ FIELDS = {"vocab_size": 9, "dim": 8, "depth": 1}
         ({"depth": 1.5}, "`depth` must be an int of at least 1, got 1.5."),
         ({"dropout": 1.0}, "`dropout` must be from 0 to below 1, got 1.0."),
         ({"image_token_id": 9}, "`image_token_id` must be a token from 0 to below vocab_size = 9, or None, got 9."),
+        (
+            {"image_token_id": 3},
+            "`image_token_id` must be None where image_size is None, got 3. "
+            "A model of text alone has no images to mark.",
+        ),
+        (
+            {"mixer_options": {"dt_rank": 2, "norm_eps": 1e-6, "d_state": 8}},
+            "`mixer_options` must be further options, got ['d_state', 'norm_eps']. The config has fields for these.",
+        ),
+        (
+            {"encoder_options": {"norm_eps": 1e-5, "heads": 2}},
+            "`encoder_options` must be further options, got ['heads'].",
+        ),
         ({"fusion_contract": 2}, "`fusion_contract` must be 1, which the installed mmm-fusion speaks, got 2."),
     ],
 )

@@ -159,6 +159,13 @@ def test_temperature_narrows_and_widens():
         torch.testing.assert_close(share, torch.tensor(1 / temperature).sigmoid(), atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-42])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature):
+    logits, one = torch.tensor([[1.0, -math.inf, 9.0, 5.0], [-7.0, -4.0, -5.0, -6.0]]), torch.ones(2, dtype=torch.long)
+    for cut in ({}, {"top_k": 3}, {"top_p": 0.5}):
+        assert Sampling(temperature=temperature, **cut).choose(logits, None, one, one).tolist() == [2, 1]
+
+
 def test_top_k_and_top_p_cut_after_the_temperature():
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0]]).expand(1000, -1)
     assert set(choose(logits, temperature=1.0, top_k=2).tolist()) == {3, 4}

@@ -54,6 +54,15 @@ def test_forward_never_writes_a_state_so_an_earlier_one_is_there_to_go_back_to(s
 
 
 @methods
+@pytest.mark.parametrize("mark", [MARK, None])
+def test_a_state_keeps_no_memory_for_image_tokens_that_the_layers_have_read(small, method, mark):
+    model = small(fusion_method=method, image_token_id=mark)
+    for token, images in ((9, None), (MARK, torch.randn(1, 3, 16, 24))):
+        ((_, memory),) = model(torch.tensor([[token, 7]]), images, return_state=True).state.groups
+        assert memory.prefix.untyped_storage().nbytes() == 0
+
+
+@methods
 def test_a_clone_is_free_of_the_state(small, method):
     model = small(fusion_method=method)
     state = read(model)

@@ -12,6 +12,12 @@ from typing import Any
 import mmm_fusion
 from mmm_block.errors import ConfigError
 
+OWN = {
+    "mixer_options": {"dim", "depth", "d_state", "expand", "d_conv", "norm_eps", "dropout"},
+    "encoder_options": {"image_size", "patch_size", "dim", "depth", "heads", "dropout"},
+}
+"""What the further options of a part must not be, since fields of the config are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MultiModalMambaConfig:
@@ -88,6 +94,16 @@ class MultiModalMambaConfig:
             self.fusion_contract,
             "Install an mmm-fusion of that contract, or train anew.",
         )
+        _expect(
+            self.image_size is not None or self.image_token_id is None,
+            "image_token_id",
+            "None where image_size is None",
+            self.image_token_id,
+            "A model of text alone has no images to mark.",
+        )
+        for name, own in OWN.items():
+            taken = sorted(own & set(getattr(self, name)))
+            _expect(not taken, name, "further options", taken, "The config has fields for these.")
         for name in ("image_size", "patch_size"):  # JSON has lists
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))

@@ -255,7 +255,8 @@ def find_seeds(
     found = torch.as_tensor(seeds, device=input_ids.device)
     if found.shape != (b,) or found.is_floating_point():
         raise InputError(
-            f"generate: `seeds` must be b = {b} ints, one for each row, got {found.dtype} {tuple(found.shape)}."
+            f"generate: `seeds` must be b = {b} ints, one for each row, got {found.dtype} {tuple(found.shape)}. "
+            "range(b) will do."
         )
     if greedy:
         raise InputError(

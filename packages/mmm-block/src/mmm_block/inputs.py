@@ -93,11 +93,19 @@ def check_mask(mask: Bool[Tensor, "b l"], input_ids: Int[Tensor, "b l"]) -> Bool
     return mask.to(torch.bool)
 
 
-def check_bounds(bounds: Int[Tensor, " s"], input_ids: Int[Tensor, "b l"], mask: Tensor | None) -> None:
+def check_bounds(
+    bounds: Int[Tensor, " s"], input_ids: Int[Tensor, "b l"], mask: Tensor | None, *, illustrated: bool
+) -> None:
     """Refuse boundaries that are none of packed texts.
 
+    Args:
+        bounds: Where the texts begin and end.
+        input_ids: Tokens.
+        mask: Must be None.
+        illustrated: Whether each text has an image before it, which stands with the first of its tokens.
     Raises:
-        InputError: They do not rise from 0 to l, there is more than one row, or a mask besides.
+        InputError: They do not rise from 0 to l, there is more than one row, a mask besides, or no token where an image
+            stands.
     """
     b, l = input_ids.shape
     if b != 1 or mask is not None:
@@ -113,6 +121,11 @@ def check_bounds(bounds: Int[Tensor, " s"], input_ids: Int[Tensor, "b l"], mask:
         raise InputError(
             f"{WHERE}: `cu_seqlens` must be ints that rise from 0 to l = {l}, got {bounds.tolist()}. "
             "They are where each text begins, and the end of the last."
+        )
+    if illustrated and not torch.compiler.is_compiling() and not bool(bounds.diff().all()):
+        raise InputError(
+            f"{WHERE}: `cu_seqlens` must give each text with an image at least one token, got {bounds.tolist()}. "
+            "Leave empty texts and their images out."
         )
 
 
@@ -149,30 +162,22 @@ def check_pixels(
     return images if images.shape[0] else None
 
 
-def check_images(
-    count: int, bounds: Int[Tensor, " bounds"], marked: Bool[Tensor, " t"] | None, token: int | None
-) -> None:
+def check_images(count: int, rows: int, marked: Bool[Tensor, " t"] | None, token: int | None) -> None:
     """Refuse another number of images than the texts have room for.
 
     Args:
         count: Number of images.
-        bounds: Where the texts begin and end.
+        rows: Number of texts.
         marked: True for each token that marks the place of an image; None: each text has room for one.
         token: What marks one.
     Raises:
-        InputError: There are more or fewer, or a text without tokens has one.
+        InputError: There are more or fewer.
     """
     if marked is None:
-        rows = bounds.shape[0] - 1
         if count not in (0, rows):
             raise InputError(
                 f"{WHERE}: `images` must be n = {rows}, one for each row, got {count}. "
                 "A config with image_token_id lets a row have any number."
-            )
-        if count and not torch.compiler.is_compiling() and not bool(bounds.diff().all()):
-            raise InputError(
-                f"{WHERE}: `cu_seqlens` must give each text with an image at least one token, got {bounds.tolist()}. "
-                "Leave empty texts and their images out."
             )
         return
     if torch.compiler.is_compiling():

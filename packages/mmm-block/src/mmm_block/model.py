@@ -299,14 +299,14 @@ class MultiModalMamba(Pretrained, nn.Module):
     ) -> Texts:
         b, l = input_ids.shape
         token = self.config.image_token_id
+        count = 0 if images is None else len(images.tokens if isinstance(images, ImageTokens) else images)
         if bounds is None:
             bounds = torch.arange(0, b * l + 1, l, device=input_ids.device)
         else:
-            check_bounds(bounds, input_ids, mask)
+            check_bounds(bounds, input_ids, mask, illustrated=count > 0 and token is None)
         mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else check_mask(mask, input_ids)
-        count = 0 if images is None else len(images.tokens if isinstance(images, ImageTokens) else images)
         marked = None if token is None else mask.flatten() & (input_ids == token).flatten()
-        check_images(count, bounds, marked, token)
+        check_images(count, len(bounds) - 1, marked, token)
         return find_texts(mask.flatten(), bounds, marked, count)
 
     def _encode(self, images: Tensor | ImageTokens | None) -> ImageTokens | None:

@@ -160,7 +160,7 @@ def _without_image(backbone: MultiModalMambaBlock, like: Float[Tensor, "*t d"], 
     nothing = like.new_zeros(1, 1, backbone.encoder_dim)
     memory = backbone.fusion.read(nothing, image_mask=nothing.new_zeros(1, 1, dtype=torch.bool))
     everywhere = torch.zeros(rows, dtype=torch.long, device=like.device)
-    return (Group(None, _behind_prefix(memory.rows(everywhere))),)
+    return (Group(None, _behind_prefix(memory).rows(everywhere)),)
 
 
 def _with_images(groups: Groups, memory: ImageMemory, last_image: Int[Tensor, " b"]) -> Groups:
@@ -179,4 +179,5 @@ def _with_images(groups: Groups, memory: ImageMemory, last_image: Int[Tensor, " 
 
 def _behind_prefix(memory: ImageMemory) -> ImageMemory:
     """The memory once the layers have read what stands before the text."""
-    return memory._replace(prefix=memory.prefix[:, :0], prefix_mask=None)
+    b, _, dim = memory.prefix.shape
+    return memory._replace(prefix=memory.prefix.new_zeros(b, 0, dim), prefix_mask=None)  # a slice would keep it all

@@ -74,7 +74,8 @@ class Sampling:
             logits = penalise_repeats(logits, seen, self.repetition_penalty)
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        logits = logits / self.temperature
+        # The greatest becomes 0: however small the temperature is, no two logits meet at infinity.
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
