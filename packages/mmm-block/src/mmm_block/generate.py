@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -180,7 +181,7 @@ class TokenStream:
     def _choose(self) -> Tensor:
         logits = self._logits.to(torch.promote_types(self._logits.dtype, torch.float32))
         if self._mark is not None:
-            logits = logits.index_fill(1, torch.tensor([self._mark], device=logits.device), -torch.inf)
+            logits[:, self._mark] = -math.inf
         chosen = self._sampling.choose(logits, self._seen, self._seeds, self._state.length)
         if self._seen is not None:
             self._seen.scatter_(1, chosen[:, None], True)

@@ -221,9 +221,9 @@ def check_state(state: ModelState, rows: int, backbone: MambaStack) -> None:
             f"{WHERE}: `state` must be a ModelState, got {type(state).__name__}. Take it from the output of a call "
             "with return_state=True."
         )
-    if len(state.length) != rows:
+    if state.length.shape[0] != rows:
         raise InputError(
-            f"{WHERE}: `state` must have b = {rows} rows as `input_ids`, got {len(state.length)}. "
+            f"{WHERE}: `state` must have b = {rows} rows as `input_ids`, got {state.length.shape[0]}. "
             "state.rows(index) picks rows, and ModelState.cat joins those of several states."
         )
     mixer: Any = backbone.layers[0].mixer  # the others are of its sizes

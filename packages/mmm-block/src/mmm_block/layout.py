@@ -6,8 +6,8 @@ what the fusion method joins to the image. The tokens that it puts before a text
     text          a  b  <image>  c  d        pieces: [a b], [<image> c d]
     packed        a  b  i  i  i  <image>  c  d
 
-Sizes depend on shapes alone and not on where tokens stand, so that all of it can be compiled; eager calls then leave
-out what is padding alone.
+Sizes depend on shapes alone and not on where tokens stand, so that all of it can be compiled and exported (`shape[0]`,
+where `len` would fix the size of the example); eager calls leave out what is padding alone.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Texts:
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return len(self.bounds) - 1
+        return self.bounds.shape[0] - 1
 
     @property
     def last_image(self) -> Int[Tensor, " rows"]:
@@ -62,7 +62,7 @@ class Texts:
     def last_token(self) -> Int[Tensor, " rows"]:
         """The last real token of each row; any where it has none."""
         behind = self.real_before[self.bounds[1:]]
-        return torch.searchsorted(self.real_before[1:], behind).clamp(max=len(self.real) - 1)
+        return torch.searchsorted(self.real_before[1:], behind).clamp(max=self.real.shape[0] - 1)
 
     def opening(self) -> Pieces:
         """The pieces that open the rows, which go on with what came before: one a row."""
@@ -70,7 +70,7 @@ class Texts:
 
     def about_images(self) -> Pieces:
         """The pieces about the images, one each."""
-        return _pieces(torch.where(self.real, self.image, -1), self.place, len(self.mark))
+        return _pieces(torch.where(self.real, self.image, -1), self.place, self.mark.shape[0])
 
 
 def find_texts(
@@ -86,7 +86,7 @@ def find_texts(
     Returns:
         The texts.
     """
-    at = torch.arange(len(real), device=real.device)
+    at = torch.arange(real.shape[0], device=real.device)
     row = torch.searchsorted(bounds[1:], at, right=True)
     real_before = F.pad(real.cumsum(0), (1, 0))
     if marked is None:
@@ -94,10 +94,10 @@ def find_texts(
         mark = bounds[:images]
     else:
         seen = marked.cumsum(0)
-        mark = torch.searchsorted(seen, torch.arange(1, images + 1, device=real.device)).clamp(max=len(real) - 1)
+        mark = torch.searchsorted(seen, torch.arange(1, images + 1, device=real.device)).clamp(max=real.shape[0] - 1)
     images_before = F.pad(seen, (1, 0))
     image = torch.where(seen > images_before[bounds[row]], seen - 1, -1)
-    start = torch.cat([bounds[:-1], mark])[torch.where(image < 0, row, len(bounds) - 1 + image)]
+    start = torch.cat([bounds[:-1], mark])[torch.where(image < 0, row, bounds.shape[0] - 1 + image)]
     place = real_before[:-1] - real_before[start]
     return Texts(real, row, bounds, mark, image, place, real_before, images_before)
 
@@ -119,9 +119,9 @@ class Pieces(NamedTuple):
 def _pieces(piece: Int[Tensor, " t"], place: Int[Tensor, " t"], count: int) -> Pieces:
     nowhere = torch.where(piece < 0, count, piece)
     lengths = piece.new_zeros(count + 1).index_add(0, nowhere, torch.ones_like(piece))[:count]
-    longest = len(piece) if torch.compiler.is_compiling() else int(lengths.max()) if count else 0
+    longest = piece.shape[0] if torch.compiler.is_compiling() else int(lengths.max()) if count else 0
     slot = torch.where(piece < 0, count * longest, piece * longest + place)
-    token = piece.new_zeros(count * longest + 1).scatter(0, slot, torch.arange(len(piece), device=piece.device))
+    token = piece.new_zeros(count * longest + 1).scatter(0, slot, torch.arange(piece.shape[0], device=piece.device))
     mask = torch.arange(longest, device=piece.device) < lengths[:, None]
     full = not torch.compiler.is_compiling() and bool(mask.all())
     return Pieces(token[:-1].view(count, longest), None if full else mask, slot)
@@ -158,9 +158,9 @@ def pack_texts(texts: Texts, prefix_mask: Bool[Tensor, "n k"]) -> Packing:
     # Padding comes behind the last text: first that of the texts, then that before them.
     padding = torch.cat([~texts.real, ~prefix_mask.flatten()])
     behind = ends[-1] + padding.cumsum(0) - 1
-    text = torch.where(texts.real, text, behind[: len(text)])
-    prefix = torch.where(prefix_mask, prefix, behind[len(text) :].view(prefix.shape))
-    slots = ends.new_full((1,), len(padding))
+    text = torch.where(texts.real, text, behind[: text.shape[0]])
+    prefix = torch.where(prefix_mask, prefix, behind[text.shape[0] :].view(prefix.shape))
+    slots = ends.new_full((1,), padding.shape[0])
     return Packing(text, prefix, torch.cat([ends.new_zeros(1), ends, slots]))
 
 

@@ -173,7 +173,7 @@ class MultiModalMamba(Pretrained, nn.Module):
             InputError: Tokens or state do not fit the model or one another, or a token is a mark.
         """
         check_next(input_ids, self.config)
-        check_state(state, len(input_ids), self.backbone)
+        check_state(state, input_ids.shape[0], self.backbone)
         tokens = self.embedding(input_ids)
         if isinstance(self.backbone, MultiModalMambaBlock):
             tokens, state.groups = go_on(self.backbone.fusion, tokens[:, None], state.groups)
@@ -299,14 +299,14 @@ class MultiModalMamba(Pretrained, nn.Module):
     ) -> Texts:
         b, l = input_ids.shape
         token = self.config.image_token_id
-        count = 0 if images is None else len(images.tokens if isinstance(images, ImageTokens) else images)
+        count = 0 if images is None else (images.tokens if isinstance(images, ImageTokens) else images).shape[0]
         if bounds is None:
             bounds = torch.arange(0, b * l + 1, l, device=input_ids.device)
         else:
             check_bounds(bounds, input_ids, mask, illustrated=count > 0 and token is None)
         mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else check_mask(mask, input_ids)
         marked = None if token is None else mask.flatten() & (input_ids == token).flatten()
-        check_images(count, len(bounds) - 1, marked, token)
+        check_images(count, bounds.shape[0] - 1, marked, token)
         return find_texts(mask.flatten(), bounds, marked, count)
 
     def _encode(self, images: Tensor | ImageTokens | None) -> ImageTokens | None:

@@ -46,7 +46,7 @@ def read_rows(
             tokens = torch.cat([memory.prefix.to(tokens.dtype), tokens], dim=1)
             groups = (Group(None, _behind_prefix(after)),)
     hidden, layers = backbone.run(tokens, state.layers if state else ())
-    read = torch.full((len(tokens),), length, device=tokens.device)
+    read = torch.full((tokens.shape[0],), length, device=tokens.device)
     return hidden[:, -length:], ModelState(layers, groups, read if state is None else state.length + read)
 
 
@@ -80,7 +80,7 @@ def read_packed(
     places, bounds = torch.cat([packing.text, packing.prefix.flatten()]), packing.bounds
     packed = (
         torch.zeros_like(tokens[:1])
-        .expand(len(places), -1)
+        .expand(places.shape[0], -1)
         .index_copy(0, places, torch.cat([tokens, prefix.flatten(0, 1)]))
     )
     before = state.layers if state else ()
@@ -166,11 +166,11 @@ def _without_image(backbone: MultiModalMambaBlock, like: Float[Tensor, "*t d"], 
 def _with_images(groups: Groups, memory: ImageMemory, last_image: Int[Tensor, " b"]) -> Groups:
     """The groups after some rows have come to a new image."""
     new = (last_image >= 0).nonzero()[:, 0]
-    if len(new) == len(last_image):
+    if len(new) == last_image.shape[0]:
         return (Group(None, memory.rows(last_image)),)
     kept = []
     for rows, old in groups:
-        rows = torch.arange(len(last_image), device=last_image.device) if rows is None else rows
+        rows = torch.arange(last_image.shape[0], device=last_image.device) if rows is None else rows
         same = (last_image[rows] < 0).nonzero()[:, 0]
         if len(same):
             kept.append(Group(rows[same], old.rows(same)))
