@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -77,12 +78,14 @@ class MultiModalMamba(Pretrained, nn.Module):
             raise TypeError("MultiModalMamba: expected either a config or its fields as keywords, got both or none.")
         self.config = config = config or MultiModalMambaConfig.from_dict(fields)
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        # As small as image tokens are at first; at torch's standard deviation of 1 words drown the image.
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        # Smaller, and a narrow model takes long to find its first words, for the head is tied to them. Larger, and they
+        # drown the image, and the model first has to unlearn to repeat each word.
+        std = 0.4 / math.sqrt(config.dim)
+        nn.init.normal_(self.embedding.weight, std=std)
         self.embedding.weight._no_weight_decay = True  # type: ignore[attr-defined]  # rare words would fade
         self.backbone = _backbone(config)
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        nn.init.normal_(self.lm_head.weight, std=0.02)
+        nn.init.normal_(self.lm_head.weight, std=std)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
 
