@@ -245,7 +245,8 @@ class MultiModalMambaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ConfigError: The config has an unknown key or a value out of its range.
             mmm_fusion.UnknownMethodError: Its fusion method is not registered; says where it came from.
         """
-        kwargs.setdefault("use_safetensors", True)  # never a pickle
+        # Never a pickle; and what is of another form is told of below, with the rest.
+        kwargs = {"use_safetensors": True, **kwargs, "ignore_mismatched_sizes": True}
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         missing, unexpected = info["missing_keys"], info["unexpected_keys"]
         wrong = listed(sorted(f"`{name}`" for name, *_ in info["mismatched_keys"]))
