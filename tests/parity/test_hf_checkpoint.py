@@ -157,7 +157,7 @@ def test_a_config_that_is_refused(build_ours, tmp_path, values, message):
     for load in (AutoConfig.from_pretrained, AutoModel.from_pretrained):
         with pytest.raises(ConfigError, match=re.escape(f"MultiModalMambaConfig: {message}")):
             load(tmp_path)
-    with pytest.raises(ConfigError, match="expected vocab_size, dim, depth, got none. Add it."):
+    with pytest.raises(ConfigError, match=r"expected vocab_size, dim, depth, got none\. Add it\."):
         MultiModalMambaHfConfig()
 
 

@@ -119,7 +119,7 @@ def test_go_on_from_a_cache(ours, prompts, whole):
 
 def test_another_image_after_an_answer(ours, prompts):
     text = row(prompts, 2)
-    first, output = written(ours, text, max_new_tokens=3)
+    _, output = written(ours, text, max_new_tokens=3)
     more, pixels = torch.tensor([[9, MARK, 12]]), torch.randn(1, 3, 16, 16)
     ids = torch.cat([output.sequences[:, -1:], more], dim=1)
     mask = nn.functional.pad(text["attention_mask"], (0, 6), value=1)
