@@ -24,7 +24,7 @@ from mmm_fusion import (
     rules,
 )
 from mmm_fusion.builtin import mmm_fusion_methods
-from mmm_fusion.methods import Add
+from mmm_fusion.methods import Add, Concat, LowRank
 
 BUILT_IN = sorted(method.name for method in mmm_fusion_methods())
 
@@ -395,6 +395,40 @@ def test_a_method_that_says_nothing_was_written_for_contract_1(site, monkeypatch
         "acme.Old: `contract` must be 2, as this mmm-fusion speaks, got 1, which is older. "
         "Upgrade the plug-in, or install an older version of mmm-fusion."
     )
+
+
+def join(self, text, memory, *, text_mask=None):
+    return super(type(self), self).join(text, memory, text_mask=text_mask)
+
+
+def extend(self, text, memory, *, text_mask=None):
+    return super(type(self), self).extend(text, memory, text_mask=text_mask)
+
+
+@pytest.mark.parametrize(
+    ("base", "defined", "got"),
+    [
+        (Add, {"join": join}, "join of Both and extend of Add"),
+        (Add, {"join": join, "extend": extend}, "join of Both and extend of Both"),
+        (LowRank, {"extend": extend}, "join of LowRank and extend of Both"),
+        (Concat, {"join": join, "extend": extend}, "join of Both and extend of Both"),
+    ],
+)
+def test_parts_that_would_follow_from_each_other(base, defined, got: str) -> None:
+    method = type("Both", (base,), {"name": "both", "__module__": "acme", **defined})
+    with pytest.raises(PluginError) as caught:
+        rules.check_method(method)
+    assert str(caught.value) == (
+        "acme.Both: of `join` and `extend` a subclass of ImageFirst must define one, its bases included, "
+        f"got {got}. Define the one that the base has."
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "defined"), [(Add, {"extend": extend}), (LowRank, {"join": join}), (Concat, {"join": join}), (Concat, {})]
+)
+def test_one_of_the_parts(base, defined) -> None:
+    rules.check_method(type("One", (base,), {"name": "one", "__module__": "acme", **defined}))
 
 
 def test_two_methods_of_one_name(site) -> None:

@@ -75,14 +75,11 @@ class ExtendsToTokensAlone(RightConcat):
 
 
 @breaks("join_goes_on")
-class JoinsWithoutThePast(Sums):
+class JoinsWithoutThePast(Right):
     """As written before there was `extend`: by `FusionMethod.extend` its texts go on."""
 
     def join(self, text, memory, *, text_mask=None):
-        return super().extend(text, memory._replace(past=()), text_mask=text_mask)[0]
-
-    def extend(self, text, memory, *, text_mask=None):
-        return super(RightInParts, self).extend(text, memory, text_mask=text_mask)
+        return super().join(text, memory._replace(past=()), text_mask=text_mask)
 
 
 @breaks("tokenwise", "text_in_pieces")

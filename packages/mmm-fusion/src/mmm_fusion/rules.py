@@ -6,6 +6,7 @@ import inspect
 import re
 
 from mmm_fusion.errors import PluginError
+from mmm_fusion.image_first import ImageFirst
 from mmm_fusion.interface import CONTRACT, FusionMethod
 
 SHARED = ("dim", "image_dim", "heads", "dropout")
@@ -46,6 +47,24 @@ def check_method(method: object) -> None:
     call = "(self, text, memory, *, text_mask=None)"
     _check_signature(f"{where}.join", method.join, call, joining, 3)
     _check_signature(f"{where}.extend", method.extend, call, joining, 3)
+    _check_parts(where, method)
+
+
+def _check_parts(where: str, method: type[FusionMethod]) -> None:
+    """`ImageFirst` makes one of `join` and `extend` from the other: with both, its own would call them in a circle."""
+    if not issubclass(method, ImageFirst):
+        return
+    parts = {part: _definer(method, part) for part in ("join", "extend")}
+    if ImageFirst not in parts.values():
+        got = " and ".join(f"{part} of {definer.__qualname__}" for part, definer in parts.items())
+        raise PluginError(
+            f"{where}: of `join` and `extend` a subclass of ImageFirst must define one, its bases included, got {got}. "
+            "Define the one that the base has."
+        )
+
+
+def _definer(method: type, name: str) -> type:
+    return next(each for each in method.__mro__ if name in each.__dict__)
 
 
 def _other_contract(contract: object) -> str:
