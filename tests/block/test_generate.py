@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmm_fusion
 from mmm_block import InputError
@@ -194,6 +195,14 @@ def test_the_configs_end_token_ends_a_row_unless_others_are_given(small):
     assert model.generate(prompt, max_new_tokens=5, stop_tokens=[]).lengths.tolist() == [5]
 
 
+@pytest.mark.parametrize("stop", [torch.tensor(7), torch.tensor([7, 11]), torch.tensor([[7]], dtype=torch.int32)])
+def test_stop_tokens_may_be_a_tensor(circle, stop):
+    expected = circle.generate(torch.tensor([[9]]), max_new_tokens=10, stop_tokens=7)
+    found = circle.generate(torch.tensor([[9]]), max_new_tokens=10, stop_tokens=stop)
+    assert found.reasons == ("stop_token",)
+    assert torch.equal(found.tokens, expected.tokens)
+
+
 def test_the_last_token_that_may_come_is_a_stop_token_first(circle):
     assert circle.generate(torch.tensor([[4]]), max_new_tokens=2, stop_tokens=6).reasons == ("stop_token",)
 
@@ -253,8 +262,8 @@ def test_rows_that_have_ended_get_padding_and_are_computed_no_more(small, monkey
     model = chain(
         small(image_size=None, image_token_id=None, tie_embeddings=False, dim=29, pad_token_id=1), 4, 5, 6, 7, 8, 9
     )
-    batches, step = [], model.step
-    monkeypatch.setattr(model, "step", lambda ids, state: batches.append(ids.tolist()) or step(ids, state))
+    batches, step = [], model._step
+    monkeypatch.setattr(model, "_step", lambda ids, state: batches.append(ids.tolist()) or step(ids, state))
     found = model.generate(torch.tensor([[6], [9], [7]]), max_new_tokens=10, stop_tokens=8)
     assert found.tokens.tolist() == [[7, 8, 1, 1, 1], [4, 5, 6, 7, 8], [8, 1, 1, 1, 1]]
     assert found.lengths.tolist() == [2, 5, 1]
@@ -345,6 +354,28 @@ def test_the_head_reads_the_last_token_of_a_prompt_alone(small):
     assert read == [4] * 4
 
 
+class Calls(TorchDispatchMode):
+    """The names of all operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED])
+def test_a_step_waits_for_the_device_at_its_tokens_alone(small, options):
+    stream = small().stream(torch.tensor([[5, 7], [8, 9]]), **options)
+    next(stream)
+    with Calls() as calls:
+        next(stream)
+    assert "embedding" in calls.names
+    assert not calls.names & {"_local_scalar_dense", "is_nonzero", "item", "aminmax", "lift_fresh"}
+
+
 def test_a_stream_keeps_nothing_for_a_token(small):
     model = small()
     stream = model.stream(
@@ -402,6 +433,20 @@ IDS = torch.tensor([[5, 7], [8, 9]])
         (
             {"stop_tokens": [1, 29]},
             "generate: `stop_tokens` must be from 0 to below vocab_size = 29, got 29. Use the tokenizer of this model.",
+        ),
+        (
+            {"stop_tokens": "ab"},
+            "generate: `stop_tokens` must be an int, ints or None, got 'ab'. Text goes to stop_strings.",
+        ),
+        ({"stop_tokens": [1.5]}, "generate: `stop_tokens` must be an int, ints or None, got [1.5]."),
+        ({"stop_tokens": torch.tensor(5.0)}, "generate: `stop_tokens` must be an int, ints or None, got tensor(5.)."),
+        (
+            {"seeds": ["a"], "temperature": 1.0},
+            "generate: `seeds` must be b = 2 ints below 2**63, one for each row, got ['a']. range(b) will do.",
+        ),
+        (
+            {"seeds": [2**64, 1], "temperature": 1.0},
+            "generate: `seeds` must be b = 2 ints below 2**63, one for each row, got [18446744073709551616, 1].",
         ),
         ({"stop_tokens": -1}, "generate: `stop_tokens` must be from 0 to below vocab_size = 29, got -1."),
         (

@@ -295,6 +295,14 @@ def test_the_loss_leaves_out_padding_marks_first_tokens_and_what_is_not_asked(sm
     assert out.logits.shape == (*ids.shape, 29)
 
 
+def test_a_batch_of_several_may_have_nothing_to_predict(small):
+    model, ids = small(), torch.tensor([[5, 7, 8], [9, 10, 11]])
+    loss = model(ids, labels=torch.full_like(ids, -100), loss_count=4).loss
+    assert loss.item() == 0
+    loss.backward()
+    assert not any(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+
+
 def test_labels_need_not_be_the_tokens(small):
     model = small()
     ids, labels = torch.tensor([[5, 7, 8]]), torch.tensor([[-100, 9, 10]])

@@ -187,6 +187,7 @@ def test_bad_input_of_a_step_leaves_the_state_as_it_is(small, ids, message):
 
 
 FIELDS = {"vocab_size": 9, "dim": 8, "depth": 1}
+IMAGE = {"image_size": 16, "image_token_id": 3}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,33 @@ FIELDS = {"vocab_size": 9, "dim": 8, "depth": 1}
             {"encoder_options": {"norm_eps": 1e-5, "heads": 2}},
             "`encoder_options` must be further options, got ['heads'].",
         ),
+        ({"depth": True}, "`depth` must be an int of at least 1, got True."),
+        ({"encoder_depth": 0}, "`encoder_depth` must be an int of at least 1, got 0."),
+        ({"heads": True}, "`heads` must be an int of at least 1, got True."),
+        ({"dropout": "x"}, "`dropout` must be from 0 to below 1, got 'x'."),
+        ({"dropout": False}, "`dropout` must be from 0 to below 1, got False."),
+        ({"norm_eps": 0}, "`norm_eps` must be a number above 0, got 0."),
+        ({"norm_eps": -1e-5}, "`norm_eps` must be a number above 0, got -1e-05."),
+        ({"norm_eps": "x"}, "`norm_eps` must be a number above 0, got 'x'."),
+        ({"eos_token_id": True}, "`eos_token_id` must be a token from 0 to below vocab_size = 9, or None, got True."),
+        (
+            IMAGE | {"eos_token_id": 3},
+            "`image_token_id` must be a token of its own, got 3. "
+            "It is eos_token_id as well: give the vocabulary one more token.",
+        ),
+        (
+            IMAGE | {"eos_token_id": 3, "pad_token_id": 3},
+            "`image_token_id` must be a token of its own, got 3. It is pad_token_id and eos_token_id as well",
+        ),
+        ({"mixer_options": [1]}, "`mixer_options` must be a dict, got [1]."),
+        ({"fusion_options": None}, "`fusion_options` must be a dict, got None."),
+        (
+            {"mixer_options": {"dtrank": 2, "bias": True}},
+            "`mixer_options` must be of bias, conv_bias, dt_rank, selection_norm, selection_norm_weight, "
+            "got ['dtrank']. Leave the others out.",
+        ),
+        ({"encoder_options": {"register": 2}}, "`encoder_options` must be of activation, channels, class_token, "),
+        ({"fusion_contract": True}, "`fusion_contract` must be 1, which the installed mmm-fusion speaks, got True."),
         ({"fusion_contract": 2}, "`fusion_contract` must be 1, which the installed mmm-fusion speaks, got 2."),
     ],
 )
@@ -217,6 +245,30 @@ def test_bad_config(fields, message):
     with pytest.raises(ConfigError) as caught:
         MultiModalMambaConfig.from_dict(FIELDS | fields)
     assert str(caught.value).startswith(f"MultiModalMambaConfig: {message}")
+
+
+def test_a_config_of_keywords_is_checked_too():
+    with pytest.raises(ConfigError, match="`dropout` must be from 0 to below 1, got 'x'"):
+        MultiModalMambaConfig(**FIELDS, dropout="x")
+
+
+def test_pad_and_end_may_be_one_token():
+    config = MultiModalMambaConfig(**FIELDS, **IMAGE, pad_token_id=2, eos_token_id=2)
+    assert config == MultiModalMambaConfig.from_dict(config.to_dict())
+
+
+def test_a_config_is_not_hashed():
+    with pytest.raises(TypeError, match="unhashable type: 'MultiModalMambaConfig'"):
+        hash(MultiModalMambaConfig(**FIELDS))
+
+
+@pytest.mark.parametrize("value", [torch.ones(1), float("nan"), {1, 2}])
+def test_what_json_has_not(value):
+    config = MultiModalMambaConfig(**FIELDS, fusion_options={"start": value})
+    with pytest.raises(ConfigError) as caught:
+        config.to_dict()
+    assert str(caught.value).startswith("MultiModalMambaConfig: `fusion_options` must hold what JSON has, got {'start'")
+    assert str(caught.value).endswith("Use numbers, strings, bools, lists and dicts.")
 
 
 def test_a_missing_key():

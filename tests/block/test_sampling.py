@@ -186,6 +186,9 @@ def test_top_k_and_top_p_cut_after_the_temperature():
         ({"temperature": 1.0, "top_p": 1.1}, "`top_p` must be above 0 and at most 1, or None, got 1.1."),
         ({"temperature": 1.0, "top_p": math.nan}, "`top_p` must be above 0 and at most 1, or None, got nan."),
         ({"repetition_penalty": 0}, "`repetition_penalty` must be a number above 0, got 0. 1 changes nothing."),
+        ({"temperature": "1"}, "`temperature` must be a number of at least 0, got '1'."),
+        ({"temperature": 1.0, "top_p": "1"}, "`top_p` must be above 0 and at most 1, or None, got '1'."),
+        ({"repetition_penalty": None}, "`repetition_penalty` must be a number above 0, got None."),
         ({"repetition_penalty": -1.2}, "`repetition_penalty` must be a number above 0, got -1.2."),
         (
             {"top_k": 5},

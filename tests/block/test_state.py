@@ -237,11 +237,7 @@ def test_the_file_can_be_read_without_this_package(small, tmp_path):
     with safetensors.safe_open(tmp_path / "chat", "pt") as file:
         assert torch.equal(file.get_tensor("layers.1.ssm"), state.layers[1].ssm)
         assert torch.equal(file.get_tensor("length"), state.length)
-        assert set(json.loads(file.metadata()["tree"])) == {"layers", "groups", "length"}
-
-
-def change(state, **changes):
-    return ModelState(**{"layers": state.layers, "groups": state.groups, "length": state.length} | changes)
+        assert set(json.loads(file.metadata()["tree"])) == {"layers", "groups", "length", "fusion"}
 
 
 @pytest.mark.parametrize("way", ["forward", "step"])
@@ -270,7 +266,8 @@ def change(state, **changes):
         (
             {"image_size": None, "image_token_id": None},
             [0, 1, 2],
-            "must be that of a model with a fusion method, got one without. It is another model's.",
+            "must be that of a model with the fusion method 'mlp', got one without a fusion method. "
+            "It is another model's.",
         ),
     ],
 )
@@ -284,8 +281,40 @@ def test_a_state_that_does_not_fit(small, way, fields, rows, message):
 
 def test_a_state_with_images_for_a_model_without(small):
     model = small(image_size=None, image_token_id=None)
-    with pytest.raises(InputError, match="must be that of a model without a fusion method, got one with"):
+    with pytest.raises(InputError, match="a model without a fusion method, got one with the fusion method 'mlp'"):
         model(NEXT, state=read(small()))
+
+
+@pytest.mark.parametrize("way", ["kept", "cloned", "picked", "joined", "stored", "gone on from"])
+def test_a_state_of_another_fusion_method_of_equal_sizes(small, way, tmp_path):
+    other, model = small(fusion_method="add"), small(fusion_method="concat")
+    state = read(other)
+    if way == "cloned":
+        state = state.clone()
+    elif way == "picked":
+        state = state.rows(torch.tensor([2, 1, 0]))
+    elif way == "joined":
+        state = ModelState.cat([state.rows(torch.tensor([row])) for row in range(3)])
+    elif way == "stored":
+        state.save(tmp_path / "chat")
+        state = ModelState.load(tmp_path / "chat")
+    elif way == "gone on from":
+        state = read(other, NEXT, state=state)
+    for call in (lambda: model(NEXT, state=state), lambda: model.step(NEXT[:, 0], state)):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert str(caught.value) == (
+            "MultiModalMamba: `state` must be that of a model with the fusion method 'concat', "
+            "got one with the fusion method 'add'. It is another model's."
+        )
+
+
+def test_states_of_several_fusion_methods_are_not_joined(small):
+    with pytest.raises(InputError) as caught:
+        ModelState.cat([read(small(fusion_method=method)) for method in ("add", "concat", "add")])
+    assert str(caught.value) == (
+        "ModelState.cat: `states` must be of one fusion method, got add, concat. Join those of one model."
+    )
 
 
 def test_what_is_no_state(small):

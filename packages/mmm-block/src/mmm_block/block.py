@@ -121,6 +121,7 @@ class MultiModalMambaBlock(MambaStack):
         super().__init__(dim, depth, dropout, norm_eps=norm_eps, d_state=d_state, expand=expand, d_conv=d_conv, **mixer)
         self.encoder = encoder
         self.fusion: mmm_fusion.FusionMethod = fusion
+        self.fusion_method = fusion_method
         self.encoder_dim = encoder_dim
         self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
 

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 import mmm_fusion
 from mmm_block.errors import ConfigError
+from mmm_core import Mamba
+from mmm_vit import ViTConfig
 
 OWN = {
     "mixer_options": {"dim", "depth", "d_state", "expand", "d_conv", "norm_eps", "dropout"},
     "encoder_options": {"image_size", "patch_size", "dim", "depth", "heads", "dropout"},
 }
 """What the further options of a part must not be, since fields of the config are."""
+FURTHER = {
+    "mixer_options": set(inspect.signature(Mamba).parameters) - OWN["mixer_options"],
+    "encoder_options": {each.name for each in fields(ViTConfig)} - OWN["encoder_options"],
+}
+"""What they can be."""
+
+SIZES = (
+    *("vocab_size", "dim", "depth", "d_state", "expand", "d_conv"),
+    *("encoder_dim", "encoder_depth", "encoder_heads", "heads"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiModalMambaConfig:
     """The sizes and options of a `MultiModalMamba`.
 
-    Without `image_size` the model has no encoder and no fusion method: a Mamba language model.
+    Without `image_size` the model has no encoder and no fusion method: a Mamba language model. Configs can be compared,
+    but not hashed, since some fields are dicts.
 
     Args:
         vocab_size: Number of tokens of the vocabulary.
@@ -78,22 +94,32 @@ class MultiModalMambaConfig:
     pad_token_id: int | None = None
     eos_token_id: int | None = None
 
+    __hash__ = None  # type: ignore[assignment]
+
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "dim", "depth", "d_state", "expand", "d_conv"):
+        for name in SIZES:
             value = getattr(self, name)
-            _expect(isinstance(value, int) and value >= 1, name, "an int of at least 1", value)
-        _expect(0 <= self.dropout < 1, "dropout", "from 0 to below 1", self.dropout)
-        for name in ("image_token_id", "pad_token_id", "eos_token_id"):
-            value = getattr(self, name)
-            ok = value is None or (isinstance(value, int) and 0 <= value < self.vocab_size)
-            _expect(ok, name, f"a token from 0 to below vocab_size = {self.vocab_size}, or None", value)
+            _expect(_is_int(value) and value >= 1, name, "an int of at least 1", value)
+        _expect(_is_real(self.dropout) and 0 <= self.dropout < 1, "dropout", "from 0 to below 1", self.dropout)
+        _expect(_is_real(self.norm_eps) and 0 < self.norm_eps < math.inf, "norm_eps", "a number above 0", self.norm_eps)
+        self._check_tokens()
         _expect(
-            self.fusion_contract == mmm_fusion.CONTRACT,
+            _is_int(self.fusion_contract) and self.fusion_contract == mmm_fusion.CONTRACT,
             "fusion_contract",
             f"{mmm_fusion.CONTRACT}, which the installed mmm-fusion speaks",
             self.fusion_contract,
             "Install an mmm-fusion of that contract, or train anew.",
         )
+        self._check_options()
+        for name in ("image_size", "patch_size"):  # JSON has lists
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+
+    def _check_tokens(self) -> None:
+        for name in ("image_token_id", "pad_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            ok = value is None or (_is_int(value) and 0 <= value < self.vocab_size)
+            _expect(ok, name, f"a token from 0 to below vocab_size = {self.vocab_size}, or None", value)
         _expect(
             self.image_size is not None or self.image_token_id is None,
             "image_token_id",
@@ -101,12 +127,25 @@ class MultiModalMambaConfig:
             self.image_token_id,
             "A model of text alone has no images to mark.",
         )
+        others = {"pad_token_id": self.pad_token_id, "eos_token_id": self.eos_token_id}
+        same = [name for name, token in others.items() if token is not None and token == self.image_token_id]
+        _expect(
+            not same,
+            "image_token_id",
+            "a token of its own",
+            self.image_token_id,
+            f"It is {' and '.join(same)} as well: give the vocabulary one more token.",
+        )
+
+    def _check_options(self) -> None:
+        for name in ("mixer_options", "encoder_options", "fusion_options"):
+            _expect(isinstance(value := getattr(self, name), dict), name, "a dict", value)
         for name, own in OWN.items():
-            taken = sorted(own & set(getattr(self, name)))
+            given = set(getattr(self, name))
+            taken, unknown = sorted(own & given), sorted(map(str, given - own - FURTHER[name]))
             _expect(not taken, name, "further options", taken, "The config has fields for these.")
-        for name in ("image_size", "patch_size"):  # JSON has lists
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
+            known = f"of {', '.join(sorted(FURTHER[name]))}"
+            _expect(not unknown, name, known, unknown, "Leave the others out.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MultiModalMambaConfig:
@@ -130,9 +169,30 @@ class MultiModalMambaConfig:
             raise ConfigError(f"MultiModalMambaConfig: expected {', '.join(required)}, got none. Add it.") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The values that JSON stores; `from_dict` reads them."""
-        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return values
+        """The values that JSON stores; `from_dict` reads them.
+
+        Raises:
+            ConfigError: An option holds what JSON has not.
+        """
+        return {each.name: _in_json(each.name, getattr(self, each.name)) for each in fields(self)}
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _in_json(name: str, value: object) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"MultiModalMambaConfig: `{name}` must hold what JSON has, got {value!r} ({error}). "
+            "Use numbers, strings, bools, lists and dicts."
+        ) from error
 
 
 def _required(each: dataclasses.Field[Any]) -> bool:

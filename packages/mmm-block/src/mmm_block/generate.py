@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from array import array
+from collections.abc import Iterable
+from operator import index
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from mmm_block.errors import InputError
 from mmm_block.state import ModelState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -56,13 +57,13 @@ class Stopping:
     def __init__(
         self,
         max_new_tokens: int,
-        tokens: int | Iterable[int] | None,
+        tokens: int | Iterable[int] | Tensor | None,
         strings: str | Iterable[str],
         decode: Callable[[list[int]], str] | None,
         vocab_size: int,
     ) -> None:
         self.max_new_tokens, self.decode = max_new_tokens, decode
-        self.tokens = frozenset(() if tokens is None else (tokens,) if isinstance(tokens, int) else map(int, tokens))
+        self.tokens = _find_stops(tokens)
         self.strings = (strings,) if isinstance(strings, str) else tuple(strings)
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise InputError(
@@ -101,7 +102,7 @@ class TokenStream:
     A row that has ended gets padding, and takes no part in the steps that follow.
 
     Args:
-        step: `MultiModalMamba.step`: reads a token of each row, writes the state, and gives the logits behind.
+        step: As `MultiModalMamba.step`: reads a token of each row, writes the state, and gives the logits behind.
         logits: Behind the prompts.
         state: What the prompts left behind; it is written.
         seen: True for the tokens of the vocabulary that stand in each prompt; None without a repetition penalty.
@@ -131,7 +132,8 @@ class TokenStream:
         b = len(logits)
         self.reasons: list[Reason | None] = [None] * b
         self.lengths = [0] * b
-        self._step, self._sampling, self._stopping, self._mark, self._padding = step, sampling, stopping, mark, padding
+        self._step, self._sampling, self._stopping, self._padding = step, sampling, stopping, padding
+        self._mark = None if mark is None else torch.tensor([mark], device=logits.device)
         # Of the rows that go on:
         self._rows = list(range(b))
         self._logits, self._state, self._seen, self._seeds = logits, state, seen, seeds
@@ -155,6 +157,8 @@ class TokenStream:
             last.append(token)
             self.reasons[row] = self._stopping.reason(token, self.lengths[row], last)
             del last[: -self._stopping.window]
+        if len(self._rows) == len(self.reasons):
+            return chosen.clone()  # the row numbers would have to go to the device
         tokens = chosen.new_full((len(self.reasons),), self._padding)
         tokens[self._rows] = chosen
         return tokens
@@ -181,7 +185,7 @@ class TokenStream:
     def _choose(self) -> Tensor:
         logits = self._logits.to(torch.promote_types(self._logits.dtype, torch.float32))
         if self._mark is not None:
-            logits[:, self._mark] = -math.inf
+            logits = logits.index_fill(1, self._mark, -torch.inf)
         chosen = self._sampling.choose(logits, self._seen, self._seeds, self._state.length)
         if self._seen is not None:
             self._seen.scatter_(1, chosen[:, None], True)
@@ -202,6 +206,23 @@ class TokenStream:
         self._state, self._logits, self._seeds = self._state.rows(going), self._logits[going], self._seeds[going]
         self._seen = None if self._seen is None else self._seen[going]
         self._rows, self._last = [self._rows[place] for place in on], [self._last[place] for place in on]
+
+
+def _find_stops(tokens: int | Iterable[int] | Tensor | None) -> frozenset[int]:
+    """The stop tokens as ints, however they are given.
+
+    Raises:
+        InputError: They are no ints.
+    """
+    if tokens is None:
+        return frozenset()
+    each = tokens.flatten().tolist() if isinstance(tokens, torch.Tensor) else tokens
+    try:
+        return frozenset(map(index, each if isinstance(each, Iterable) else (each,)))
+    except TypeError as error:
+        raise InputError(
+            f"generate: `stop_tokens` must be an int, ints or None, got {tokens!r}. Text goes to stop_strings."
+        ) from error
 
 
 def check_prompts(attention_mask: Bool[Tensor, "b l"] | None) -> None:
@@ -253,7 +274,12 @@ def find_seeds(
     if seeds is None:
         found = torch.zeros(b, dtype=torch.long) if greedy else torch.randint(2**63 - 1, (b,))
         return found.to(input_ids.device)
-    found = torch.as_tensor(seeds, device=input_ids.device)
+    try:
+        found = torch.as_tensor(seeds, device=input_ids.device)
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"generate: `seeds` must be b = {b} ints below 2**63, one for each row, got {seeds!r}. range(b) will do."
+        ) from error
     if found.shape != (b,) or found.is_floating_point():
         raise InputError(
             f"generate: `seeds` must be b = {b} ints, one for each row, got {found.dtype} {tuple(found.shape)}. "

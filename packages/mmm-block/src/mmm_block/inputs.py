@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmm_block.block import ImageTokens, MultiModalMambaBlock
+from mmm_block.block import ImageTokens
 from mmm_block.errors import InputError
 from mmm_block.state import ModelState
 
@@ -235,9 +235,12 @@ def check_state(state: ModelState, rows: int, backbone: MambaStack) -> None:
             f"{WHERE}: `state` must have {depth} layers of conv (b, e, k-1) and ssm (b, e, n) = {conv} and {ssm}, "
             f"got {len(state.layers)} of {', '.join(got)}. It is another model's."
         )
-    if isinstance(backbone, MultiModalMambaBlock) != bool(state.groups):
-        wanted, other = ("without", "with") if state.groups else ("with", "without")
+    if state.fusion != backbone.fusion_method:
         raise InputError(
-            f"{WHERE}: `state` must be that of a model {wanted} a fusion method, got one {other}. "
-            "It is another model's."
+            f"{WHERE}: `state` must be that of a model {_with_method(backbone.fusion_method)}, "
+            f"got one {_with_method(state.fusion)}. It is another model's."
         )
+
+
+def _with_method(name: str | None) -> str:
+    return "without a fusion method" if name is None else f"with the fusion method '{name}'"

@@ -114,7 +114,7 @@ class MultiModalMamba(Pretrained, nn.Module):
             labels: Tokens to predict, `(b, l)`, each at its own place, as in `input_ids`; -100, padding, and the marks
                 of images are left out.
             loss_count: What the sum over the labels is divided by, where a step is made of several batches; None: their
-                number, so that the loss is their mean.
+                number, so that the loss is their mean. Where it is given, a batch may have none of them.
             state: What earlier tokens of the rows left behind; it is read, never written.
             return_state: Return the state behind the last real token of each row as well.
             return_embeddings: Return the embeddings in place of logits.
@@ -177,6 +177,10 @@ class MultiModalMamba(Pretrained, nn.Module):
         """
         check_next(input_ids, self.config)
         check_state(state, input_ids.shape[0], self.backbone)
+        return self._step(input_ids, state)
+
+    def _step(self, input_ids: Tensor, state: ModelState) -> Tensor:
+        """`step` without checks, which wait for the device: for tokens that are known to fit."""
         tokens = self.embedding(input_ids)
         if isinstance(self.backbone, MultiModalMambaBlock):
             tokens, state.groups = go_on(self.backbone.fusion, tokens[:, None], state.groups)
@@ -205,7 +209,8 @@ class MultiModalMamba(Pretrained, nn.Module):
         """Write tokens behind prompts, the likeliest ones if nothing else is asked for.
 
         Nothing is kept for a token but the token: the memory that it takes does not depend on how many there are. The
-        mark of an image is never written. No gradient is recorded.
+        mark of an image is never written. No gradient is recorded. Call `eval()` before: a model in
+        training mode reads the prompts with dropout.
 
         Args:
             input_ids: Prompts, `(b, l)`: at least one real token in each row.
@@ -217,7 +222,8 @@ class MultiModalMamba(Pretrained, nn.Module):
             top_k: Draw from the k likeliest tokens; None: from all.
             top_p: Draw from the fewest of the likeliest tokens that together have at least this probability; None: all.
             repetition_penalty: The logits of tokens that stand in the prompt or were written are divided by it where
-                they are positive, and else multiplied by it; 1 changes nothing.
+                they are positive, and else multiplied by it; 1 changes nothing. A state does not say which tokens it
+                has read: those of earlier calls do not count.
             seeds: A number for each row. What a row draws depends on it and on the row's own text alone, and is the
                 same however the writing is split into calls that go on from a state. None: torch's generator gives
                 them.
@@ -286,7 +292,7 @@ class MultiModalMamba(Pretrained, nn.Module):
         check_prompts(attention_mask)
         endings = (self.config.pad_token_id, self.config.eos_token_id)
         return TokenStream(
-            self.step,
+            self._step,
             out.logits,
             out.state,
             seen=None if repetition_penalty == 1 else find_seen(input_ids, attention_mask, self.config.vocab_size),
@@ -328,7 +334,7 @@ class MultiModalMamba(Pretrained, nn.Module):
         tokens, token = input_ids.flatten(), self.config.image_token_id
         wanted = torch.ones_like(tokens, dtype=torch.bool) if token is None else tokens != token
         targets = next_tokens(texts, labels.flatten(), wanted, IGNORE)
-        if not torch.compiler.is_compiling() and bool((targets == IGNORE).all()):
+        if count is None and not torch.compiler.is_compiling() and bool((targets == IGNORE).all()):
             raise InputError(
                 "MultiModalMamba: `labels` must have a token to predict, got none. "
                 "The first token of a text, padding and marks are not predicted."

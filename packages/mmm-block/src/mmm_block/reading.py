@@ -47,7 +47,8 @@ def read_rows(
             groups = (Group(None, _behind_prefix(after)),)
     hidden, layers = backbone.run(tokens, state.layers if state else ())
     read = torch.full((tokens.shape[0],), length, device=tokens.device)
-    return hidden[:, -length:], ModelState(layers, groups, read if state is None else state.length + read)
+    read = read if state is None else state.length + read
+    return hidden[:, -length:], ModelState(layers, groups, read, backbone.fusion_method)
 
 
 def read_packed(
@@ -95,7 +96,8 @@ def read_packed(
         return hidden[0, place], None
     length = texts.real_before[texts.bounds[1:]] - texts.real_before[texts.bounds[:-1]]
     layers = tuple(MambaState(conv[: texts.rows], ssm[: texts.rows]) for conv, ssm in layers)
-    return hidden[0, place], ModelState(layers, groups, length if state is None else state.length + length)
+    length = length if state is None else state.length + length
+    return hidden[0, place], ModelState(layers, groups, length, backbone.fusion_method)
 
 
 def go_on(

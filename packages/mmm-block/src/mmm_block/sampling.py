@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,11 +45,19 @@ class Sampling:
 
     def __post_init__(self) -> None:
         heat, k, p, penalty = self.temperature, self.top_k, self.top_p, self.repetition_penalty
-        _expect(0 <= heat < math.inf, "temperature", "a number of at least 0", heat, "0 takes the likeliest token.")
+        _expect(
+            _is_number(heat) and 0 <= heat < math.inf,
+            "temperature",
+            "a number of at least 0",
+            heat,
+            "0 takes the likeliest token.",
+        )
         ok = k is None or (isinstance(k, int) and k >= 1)
         _expect(ok, "top_k", "an int of at least 1, or None", k, "None keeps all.")
-        _expect(p is None or 0 < p <= 1, "top_p", "above 0 and at most 1, or None", p, "None keeps all.")
-        _expect(0 < penalty < math.inf, "repetition_penalty", "a number above 0", penalty, "1 changes nothing.")
+        ok = p is None or (_is_number(p) and 0 < p <= 1)
+        _expect(ok, "top_p", "above 0 and at most 1, or None", p, "None keeps all.")
+        ok = _is_number(penalty) and 0 < penalty < math.inf
+        _expect(ok, "repetition_penalty", "a number above 0", penalty, "1 changes nothing.")
         for name, value in (("top_k", k), ("top_p", p)):
             advice = "Pass temperature=1.0 to draw from the model's own probabilities."
             _expect(value is None or heat > 0, name, "None at temperature = 0", value, advice)
@@ -160,6 +169,10 @@ def _shift(x: Tensor, by: int) -> Tensor:
     """`x >> by` of the bits, where the sign is one of them."""
     shifted: Tensor = (x >> by) & (2 ** (64 - by) - 1)
     return shifted
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)
 
 
 def _expect(ok: bool, name: str, what: str, got: object, advice: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from mmm_block.errors import InputError
 from mmm_block.state_file import read_state, write_state
 from mmm_core import MambaState
 from mmm_fusion import ImageMemory
@@ -43,16 +44,18 @@ class ModelState:
         layers: The state of each Mamba layer.
         groups: What fusion needs of the last image of each row; empty in a model without images.
         length: Number of tokens read, marks included, `(b,)`.
+        fusion: Name of the fusion method that made the groups; None in a model without images.
     """
 
     layers: tuple[MambaState, ...]
     groups: tuple[Group, ...]
     length: Int[Tensor, " b"]
+    fusion: str | None
 
     def clone(self) -> ModelState:
         """A state of its own memory: what happens to one leaves the other as it is."""
         layers = tuple(MambaState(conv.clone(), ssm.clone()) for conv, ssm in self.layers)
-        return ModelState(layers, self.groups, self.length.clone())  # what fusion keeps is never written
+        return ModelState(layers, self.groups, self.length.clone(), self.fusion)  # what fusion keeps is never written
 
     def rows(self, index: Int[Tensor, " q"]) -> ModelState:
         """The state of some of the rows, in any order and as often as wanted.
@@ -74,7 +77,7 @@ class ModelState:
             here = (chosen >= 0).nonzero()[:, 0]
             if len(here):
                 groups.append(Group(None if len(here) == len(index) else here, memory.rows(chosen[here])))
-        return ModelState(layers, tuple(groups), length)
+        return ModelState(layers, tuple(groups), length, self.fusion)
 
     @classmethod
     def cat(cls, states: Sequence[ModelState]) -> ModelState:
@@ -84,7 +87,14 @@ class ModelState:
             states: The states, at least one.
         Returns:
             A state of all their rows, one behind the other, of its own memory.
+        Raises:
+            InputError: They are of several fusion methods.
         """
+        if len(methods := dict.fromkeys(state.fusion for state in states)) > 1:
+            raise InputError(
+                f"ModelState.cat: `states` must be of one fusion method, got {', '.join(map(str, methods))}. "
+                "Join those of one model."
+            )
         each_layer = zip(*(state.layers for state in states), strict=True)
         layers = tuple(MambaState(*map(torch.cat, zip(*layer, strict=True))) for layer in each_layer)
         length = torch.cat([state.length for state in states])
@@ -93,7 +103,7 @@ class ModelState:
             here = torch.arange(start, start := start + len(state.length), device=length.device)
             if len(here):
                 parts += [(here if rows is None else here[rows], memory) for rows, memory in state.groups]
-        return cls(layers, _gathered(parts, len(length)), length)
+        return cls(layers, _gathered(parts, len(length)), length, states[0].fusion)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file of safetensors, whole or not at all.
@@ -103,7 +113,8 @@ class ModelState:
         Raises:
             InputError: The fusion method keeps something that is neither a tensor nor a plain value.
         """
-        write_state(path, {"layers": self.layers, "groups": self.groups, "length": self.length})
+        tree = {"layers": self.layers, "groups": self.groups, "length": self.length, "fusion": self.fusion}
+        write_state(path, tree)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> ModelState:
@@ -120,7 +131,7 @@ class ModelState:
         tree = read_state(path, device)
         layers = tuple(MambaState(*each) for each in tree["layers"])
         groups = tuple(Group(rows, ImageMemory(*memory)) for rows, memory in tree["groups"])
-        return cls(layers, groups, tree["length"])
+        return cls(layers, groups, tree["length"], tree["fusion"])
 
 
 def _gathered(parts: Iterable[tuple[Tensor, ImageMemory]], count: int) -> tuple[Group, ...]:

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
+from mmm_block.config import OWN
 from mmm_block.errors import CheckpointError
 from mmm_vit import ViTConfig, config_from_transformers, from_timm, from_transformers
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 PLAIN = re.compile(r"(vit|deit|deit3)_[a-z]+\d*_(distilled_)?patch\d+_(reg\d+_)?\d+")
 """Architectures of timm with its usual activation, epsilon and number of heads."""
-NAMED = {"image_size", "patch_size", "dim", "depth", "heads", "dropout"}
-"""Fields of a `ViTConfig` that the config of a model has by itself."""
 
 
 def from_vision_tower(
@@ -66,7 +65,7 @@ def with_encoder(
     options = {
         each.name: value
         for each in dataclasses.fields(vit)
-        if each.name not in NAMED and (value := getattr(vit, each.name)) != each.default
+        if each.name not in OWN["encoder_options"] and (value := getattr(vit, each.name)) != each.default
     }
     both = config.to_dict() | {
         "image_size": vit.image_size,
