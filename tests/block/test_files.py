@@ -154,3 +154,13 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write(tmp_path, OLD)
     save(tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == NEW
+
+
+def test_files_that_others_may_read(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        with replacing(tmp_path, STALE) as new:
+            os.close(os.open(new / "weights", os.O_CREAT | os.O_WRONLY, 0o600))
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o640

@@ -63,6 +63,7 @@ def replacing(folder: Path, stale: re.Pattern[str]) -> Iterator[Path]:
     try:
         yield new
         for path in new.iterdir():
+            os.chmod(path, 0o666 & ~_umask())  # safetensors' files are for the owner alone
             _sync(path)
         os.chmod(new, 0o777 & ~_umask())
         _sync(new)
