@@ -237,3 +237,12 @@ def test_a_crash_leaves_a_whole_checkpoint(saved: Path, monkeypatch: pytest.Monk
     old.save_pretrained(saved)
     assert same(MultiModalMamba.from_pretrained(saved), old)
     assert sorted(os.listdir(saved)) == [CARD, CONFIG, WEIGHTS]
+
+
+def test_weights_of_two_names_in_one_memory(tmp_path: Path) -> None:
+    model = MultiModalMamba(**TEXT, tie_embeddings=False)
+    model.lm_head.weight.data = model.embedding.weight.data
+    model.save_pretrained(tmp_path / "model")
+    loaded = MultiModalMamba.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded.lm_head.weight, model.embedding.weight)
+    assert loaded.lm_head.weight is not loaded.embedding.weight

@@ -43,7 +43,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_size: i
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    alone = {name: _alone(tensor) for name, tensor in tensors.items()}
+    alone = _alone(tensors)
     split = split_torch_state_dict_into_shards(
         alone, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
@@ -153,10 +153,17 @@ def listed(items: list[str], most: int = 3) -> str:
     return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """A tensor that fills its memory, as files take it; a copy only where it must be one."""
-    tensor = tensor.detach().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+def _alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that each fill a memory of their own, as files take them; copies only where they must be."""
+    alone: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        memory = tensor.untyped_storage()
+        whole = memory.nbytes() == tensor.nbytes and memory.data_ptr() not in taken
+        taken.add(memory.data_ptr())
+        alone[name] = tensor if whole else tensor.clone()
+    return alone
 
 
 def _form(tensor: Tensor) -> str:
@@ -168,7 +175,7 @@ def _read_index(path: Path) -> dict[str, list[str]]:
     """The names of the tensors of each file."""
     try:
         index: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: JSON was expected, got what is none: {error}. Download it anew.") from error
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
