@@ -220,3 +220,16 @@ def test_another_fusion_contract(saved: Path) -> None:
 def test_a_value_that_no_model_has(saved: Path, key: str, value: object) -> None:
     edit(saved / CONFIG, lambda values: values.update({key: value}))
     assert error_of(saved, ConfigError).startswith(f"{saved / CONFIG}: ")
+
+
+def test_json_that_is_nested_too_deep(sharded: Path) -> None:
+    for name in (INDEX, CONFIG):
+        (sharded / name).write_text("[" * 200_000)
+        assert error_of(sharded).startswith(f"{sharded / name}: JSON was expected, got what is none: ")
+
+
+def test_sizes_beyond_the_memory(saved: Path) -> None:
+    edit(saved / CONFIG, lambda values: values.update(vocab_size=2**55))
+    error = error_of(saved, ConfigError)
+    assert error.startswith(f"{saved / CONFIG}: ")
+    assert "\n" not in error

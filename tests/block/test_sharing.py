@@ -133,6 +133,7 @@ def test_a_plugin_that_is_missing(film: Path) -> None:
         {"distribution": "a; rm -rf ~", "version": "1"},
         {"distribution": 3, "version": 4},
         {"place": "\x1b"},
+        {"place": 3, "sha256": 4},
     ],
 )
 @pytest.mark.usefixtures("_without_plugins")
@@ -163,6 +164,13 @@ def test_a_method_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_method_of_another_distribution(film: Path) -> None:
     edit(film / CONFIG, lambda values: values.update(fusion_source={"distribution": "acme", "version": "2"}))
     with pytest.warns(UserWarning, match="with fusion method 'film' of acme 2, it is now of mmm-fusion-film 0.1.0"):
+        MultiModalMamba.from_pretrained(film)
+
+
+def test_a_source_that_is_no_text(film: Path) -> None:
+    was = {"place": "a.py", "sha256": 3, "version": "\x1b[2J"}
+    edit(film / CONFIG, lambda values: values.update(fusion_source=was))
+    with pytest.warns(UserWarning, match="with fusion method 'film' of a.py, it is now of mmm-fusion-film 0.1.0"):
         MultiModalMamba.from_pretrained(film)
 
 

@@ -20,7 +20,7 @@ from mmm_block.config import MultiModalMambaConfig
 from mmm_block.errors import CheckpointError, ConfigError
 from mmm_block.files import replacing, write_json
 from mmm_block.hub import fetch
-from mmm_block.origins import origin, requirement, source
+from mmm_block.origins import origin, requirement, source, told
 from mmm_block.unfilled import Unfilled
 from mmm_block.weights import FILES, own_tensors, put_weights, read_weights, write_weights
 
@@ -224,10 +224,10 @@ def naming(was: object, where: Path) -> Iterator[None]:
     try:
         yield
     except mmm_fusion.UnknownMethodError as error:
-        advice = _where_it_was(was) if isinstance(was, dict) else ""
-        raise mmm_fusion.UnknownMethodError(f"{where}: {error}{advice}") from error
-    except (TypeError, ValueError) as error:  # what the packages below say of a value is among them
-        raise ConfigError(f"{where}: {error}") from error
+        raise mmm_fusion.UnknownMethodError(f"{where}: {error}{_where_it_was(told(was))}") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # of the packages below, and of sizes beyond the memory
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{where}: {reason}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.parent}: {path.name} was expected, got none. Name a folder that save_pretrained wrote."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: JSON was expected, got what is none: {error}. Restore the file.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: a JSON object was expected, got {type(values).__name__}. Restore the file.")
@@ -257,7 +257,7 @@ def _where_it_was(was: Mapping[str, str]) -> str:
     """The next step where the method of a checkpoint is not registered."""
     if needed := requirement(was):
         return f" The checkpoint was made with that of {needed}: install it by `pip install {needed}`."
-    if re.fullmatch(r"[\w.-]+\.py", str(was.get("place"))):
+    if re.fullmatch(r"[\w.-]+\.py", was.get("place", "")):
         return f" The checkpoint was made with that of {origin(was)}: load that file by mmm_fusion.load_file."
     return ""
 
@@ -270,11 +270,12 @@ def look_at_source(config: MultiModalMambaConfig, was: object, where: Path) -> N
         was: The `fusion_source` of the config's file.
         where: The file.
     """
-    if config.image_size is None or not isinstance(was, dict) or not was:
+    then = told(was)
+    if config.image_size is None or not then:
         return
     method, now = config.fusion_method, source(config.fusion_method)
-    if was.get("distribution") != now.get("distribution") or was.get("sha256") != now.get("sha256"):
+    if then.get("distribution") != now.get("distribution") or then.get("sha256") != now.get("sha256"):
         warnings.warn(
-            f"{where}: was made with fusion method '{method}' of {origin(was)}, it is now of {origin(now)}.",
+            f"{where}: was made with fusion method '{method}' of {origin(then)}, it is now of {origin(now)}.",
             stacklevel=4,
         )

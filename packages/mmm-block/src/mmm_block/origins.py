@@ -45,6 +45,13 @@ def file_of(name: str) -> Path | None:
     return place.resolve() if place.is_file() else None
 
 
+def told(value: object) -> dict[str, str]:
+    """What a file says that `source` returned, and might be anything: the texts in it that can be printed."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {key: text for key, text in value.items() if isinstance(text, str) and text.isprintable()}
+
+
 def origin(source: Mapping[str, str]) -> str:
     """What `source` returned, to be read.
 
@@ -67,11 +74,11 @@ def requirement(source: Mapping[str, str]) -> str:
     """The distribution of a method as pip takes it.
 
     Args:
-        source: What `source` returned, or what a file says that did.
+        source: What `source` returned, or `told`.
     Returns:
         Such as `mmm-fusion==0.1.0`; nothing where there is none, or what stands there is no name and no version.
     """
     name, version = source.get("distribution"), source.get("version")
-    if isinstance(name, str) and isinstance(version, str) and DISTRIBUTION.fullmatch(name):
+    if name and version and DISTRIBUTION.fullmatch(name):
         return f"{name}=={version}" if VERSION.fullmatch(version) else name
     return ""
