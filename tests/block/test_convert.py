@@ -403,3 +403,27 @@ def test_weights_that_are_not_those_of_the_config() -> None:
     del weights["embedding.weight"]
     with pytest.raises(CheckpointError, match=r"^assemble: .*; missing: `embedding.weight`\. "):
         assemble(config, weights)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MAMBA_SSM | {"pad_vocab_size_multiple": 0},
+        MAMBA_SSM | {"vocab_size": "13"},
+        MAMBA_SSM | {"ssm_cfg": "Mamba1"},
+        MAMBA_SSM | {"ssm_cfg": {"dt_rank": "all"}},
+        MAMBA | {"hidden_size": 0},
+        MAMBA | {"hidden_size": None, "intermediate_size": None},
+        MAMBA | {"eos_token_id": []},
+    ],
+    ids=str,
+)
+def test_a_config_of_other_kinds_of_values(config: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"^from_mamba: a config with the values of a model was expected, got"):
+        from_mamba(config, {})
+
+
+def test_a_tower_with_no_heads() -> None:
+    vit = {"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 0}
+    with pytest.raises(CheckpointError, match=r"^from_vision_tower: "):
+        from_vision_tower(vit, {})

@@ -41,7 +41,7 @@ def from_vision_tower(
             return vit, from_timm(state_dict, vit)
         vit = config_from_transformers(config)
         return vit, from_transformers(state_dict, vit)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"from_vision_tower: {error}") from error
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from mmm_block.config import MultiModalMambaConfig
-from mmm_block.errors import CheckpointError
+from mmm_block.errors import CheckpointError, ConfigError
 from mmm_block.model import MultiModalMamba
 from mmm_block.weights import check_weights
 
@@ -95,22 +95,34 @@ def from_mamba(
             _refuse(
                 "`state_dict` must map names to tensors", f"{name!r}: {type(value).__name__}", "Pass that of a model."
             )
+    try:
+        made = MultiModalMambaConfig.from_dict(_fields(config))
+        weights = _renamed(state_dict, tied=made.tie_embeddings)
+        with torch.device("meta"):
+            check_weights(MultiModalMamba(made), weights, WHERE)
+    except (CheckpointError, ConfigError):
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{WHERE}: a config with the values of a model was expected, got others: {error}. "
+            "Restore it where the weights are from."
+        ) from error
+    return made, weights
+
+
+def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of our model, as values."""
     kind = config.get("model_type")
-    if kind in ("mamba", "falcon_mamba"):
-        ours = _of_transformers(config, falcon=kind == "falcon_mamba")
-    elif kind is None and "d_model" in config:
-        ours = _of_mamba_ssm(config)
-    else:
+    falcon = kind == "falcon_mamba"
+    if falcon or kind == "mamba":
+        return _of_transformers(config, falcon=falcon)
+    if kind is not None or "d_model" not in config:
         _refuse(
             "the config must be of mamba_ssm, or its `model_type` mamba or falcon_mamba",
             f"{kind!r}" if kind else "neither",
             "Other models cannot be converted.",
         )
-    made = MultiModalMambaConfig.from_dict(ours)
-    weights = _renamed(state_dict, tied=made.tie_embeddings)
-    with torch.device("meta"):
-        check_weights(MultiModalMamba(made), weights, WHERE)
-    return made, weights
+    return _of_mamba_ssm(config)
 
 
 def _of_mamba_ssm(given: Mapping[str, Any]) -> dict[str, Any]:
