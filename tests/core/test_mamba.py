@@ -386,3 +386,13 @@ def test_wrong_arguments_are_named():
     assert str(raised.value) == "Mamba.step: `x` must be (b, dim) with dim = 8, got (2, 1, 8)."
     with pytest.raises(ShapeError, match="`initial_state` must be"):
         Mamba(8)(torch.zeros(2, 5, 8), MambaState(torch.zeros(2, 8, 3), torch.zeros(2, 16, 16)))
+
+
+def test_a_step_takes_any_pair_and_names_a_state_of_whole_numbers():
+    mamba = Mamba(6)
+    for b in (2, 9):  # by the kernel, and by the operations
+        x, state = torch.randn(b, 6), mamba(torch.randn(b, 2, 6), return_state=True)[1]
+        pair = tuple(each.detach().clone() for each in state)
+        torch.testing.assert_close(mamba.step(x, pair), mamba.step(x, MambaState(*map(torch.clone, state))))
+        with pytest.raises(TypeError, match=r"`state` must be float16, bfloat16, float32 or float64, got torch.int64"):
+            mamba.step(x, MambaState(state.conv.long(), state.ssm))

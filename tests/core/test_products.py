@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -290,3 +291,19 @@ def test_a_linear_that_learns_is_called(calls):
     apply_linear(module, x).sum().backward()
     torch.testing.assert_close(module.weight.grad, x.sum(0).expand(4, 5))
     assert calls == []
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # in make_dual
+def test_tangents_are_carried(calls):
+    x, weight, _ = operands(2, 5, 3)
+    with torch.no_grad(), forward_ad.dual_level():
+        out = linear(forward_ad.make_dual(x, torch.ones_like(x)), weight)
+        tangent = forward_ad.unpack_dual(out).tangent
+    torch.testing.assert_close(tangent, torch.ones_like(x) @ weight.T)
+    assert not calls
+
+
+def test_sparse_rows_are_torchs(calls):
+    x, weight, _ = operands(2, 5, 3)
+    torch.testing.assert_close(linear(x.to_sparse(), weight), x @ weight.T)
+    assert not calls

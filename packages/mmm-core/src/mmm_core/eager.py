@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
@@ -20,15 +21,18 @@ def eager(tensors: Iterable[Tensor | None]) -> bool:
     """Whether nobody but the kernel, and autograd, has a part in a call on these tensors.
 
     The operator is called where somebody has: torch.compile, torch.export or a trace, which look for a node; a mode, as
-    of fake tensors or of a counter of operations; a transform of torch.func; a profiler; a subclass of Tensor; a tensor
-    whose numbers are not what stands in its memory, or which has no memory, as on the device `meta`.
+    of fake tensors or of a counter of operations; a transform of torch.func; tangents of forward-mode gradients; a
+    profiler; a subclass of Tensor; a tensor whose numbers are not what stands in its memory, as of a sparse one, or
+    which has no memory, as on the device `meta`.
     """
     if torch.compiler.is_compiling() or _observed():
         return False
     for x in tensors:
         if x is None:
             continue
-        if type(x) not in _PLAIN or x.is_meta or x.is_neg() or x._is_zerotensor() or _is_batched(x):
+        if type(x) not in _PLAIN or x.layout is not torch.strided or x.is_meta:
+            return False
+        if x.is_neg() or x._is_zerotensor() or _is_batched(x):
             return False
     return True
 
@@ -80,6 +84,7 @@ def _observed() -> bool:
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._functorch.maybe_current_level() is not None
+        or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
         or torch._C._autograd._profiler_enabled()
     )

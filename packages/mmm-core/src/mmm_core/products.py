@@ -102,6 +102,7 @@ def kernel_takes(
         and dtype in FLOATING
         and all(weight.ndim == 2 and weight.stride(1) == 1 for weight in weights)
         and all(tensor is None or tensor.dtype == dtype for tensor in products)
+        and all(tensor is None or tensor.dtype in FLOATING for tensor in others)
         and (dtype == torch.float64 or all(tensor is None or tensor.dtype != torch.float64 for tensor in others))
         and all(tensor is None or tensor.is_cpu for tensor in tensors)
         and not needs_gradient(tensors)

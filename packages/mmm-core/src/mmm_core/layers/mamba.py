@@ -188,13 +188,14 @@ class Mamba(nn.Module):
         """
         if x.ndim != 2 or x.shape[-1] != self.dim:
             raise ShapeError(f"Mamba.step: `x` must be (b, dim) with dim = {self.dim}, got {tuple(x.shape)}.")
-        out = native_step(self, x, *state) if self.selection_norm is None else None
+        conv_state, ssm_state = state
+        out = native_step(self, x, conv_state, ssm_state) if self.selection_norm is None else None
         if out is not None:
             return out
         x, z = apply_linear(self.in_proj, x).chunk(2, dim=-1)  # (b, e)
-        x = causal_conv1d_update(x, state.conv, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
+        x = causal_conv1d_update(x, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
         y = selective_state_update(
-            state.ssm, x, *self._selected_by(x), self.D, z, self.dt_proj.bias, delta_softplus=True
+            ssm_state, x, *self._selected_by(x), self.D, z, self.dt_proj.bias, delta_softplus=True
         )
         return apply_linear(self.out_proj, y)
 
