@@ -199,3 +199,11 @@ def test_wrong_arguments_are_named():
     assert str(raised.value) == (
         "BiMamba: `mask` must be None where texts are packed. Leave the padding out of the row."
     )
+
+
+def test_padding_that_is_no_number_reaches_no_gradient():
+    layer, mask = random(BiMamba(6, bias=True)), torch.tensor([[True, False, True], [False, False, True]])
+    x = torch.randn(2, 3, 6).masked_fill(~mask[..., None], torch.nan).requires_grad_()
+    layer(x, mask=mask)[mask].sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in (x, *layer.parameters()))
+    assert not x.grad[~mask].any()

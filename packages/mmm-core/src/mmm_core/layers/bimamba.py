@@ -110,7 +110,10 @@ class BiMamba(nn.Module):
             raise TypeError(f"BiMamba: `mask` must be bool, True for a real token, got {mask.dtype}.")
         place = places(mask).expand_as(x)
         padding = torch.arange(x.shape[1], device=x.device) >= mask.sum(dim=1, keepdim=True)  # (b, l): now at the end
-        return self._mix(torch.empty_like(x).scatter(1, place, x), padding[..., None], None).gather(1, place)
+        padding = padding[..., None]
+        # Zeros in its place: a gradient of zero times what is no number would be none either.
+        x = torch.empty_like(x).scatter(1, place, x).masked_fill(padding, 0)
+        return self._mix(x, padding, None).gather(1, place)
 
     def _mix(self, x: Tensor, padding: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
         """Both directions over tokens; `padding`, (b, l, 1), stands at the end, where the reverse one begins."""
