@@ -223,3 +223,12 @@ def test_steps_record_no_gradient():
     state = torch.zeros(3, 5, 4)
     assert not causal_conv1d_update(conv["x"], state, conv["weight"]).requires_grad
     assert not state.requires_grad
+
+
+def test_a_single_head_may_stand_anyhow():
+    inputs = tensors({"x": (2, 1, 4), "dt": (2, 1, 4), "A": (1, 4, 3), "B": (2, 3), "C": (2, 3)})
+    apart = torch.randn(2, 4, 1, 3).transpose(1, 2)
+    together = torch.empty(2, 1, 4, 3).copy_(apart)
+    out = selective_state_update(apart, **inputs)
+    torch.testing.assert_close(out, selective_state_update(together, **inputs))
+    torch.testing.assert_close(apart, together)
