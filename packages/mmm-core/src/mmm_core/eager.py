@@ -22,17 +22,15 @@ def eager(tensors: Iterable[Tensor | None]) -> bool:
 
     The operator is called where somebody has: torch.compile, torch.export or a trace, which look for a node; a mode, as
     of fake tensors or of a counter of operations; a transform of torch.func; tangents of forward-mode gradients; a
-    profiler; a subclass of Tensor; a tensor whose numbers are not what stands in its memory, as of a sparse one, or
-    which has no memory, as on the device `meta`.
+    profiler; a subclass of Tensor; a tensor whose numbers are not what stands in its memory, or which
+    has no memory, as on the device `meta`.
     """
     if torch.compiler.is_compiling() or _observed():
         return False
     for x in tensors:
         if x is None:
             continue
-        if type(x) not in _PLAIN or x.layout is not torch.strided or x.is_meta:
-            return False
-        if x.is_neg() or x._is_zerotensor() or _is_batched(x):
+        if type(x) not in _PLAIN or x.is_meta or x.is_neg() or x._is_zerotensor() or _is_batched(x):
             return False
     return True
 

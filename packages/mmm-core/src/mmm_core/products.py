@@ -100,6 +100,7 @@ def kernel_takes(
         and 0 < x.shape[0] <= MOST_ROWS
         and eager(tensors)
         and dtype in FLOATING
+        and all(matrix.layout is torch.strided for matrix in (x, *weights))
         and all(weight.ndim == 2 and weight.stride(1) == 1 for weight in weights)
         and all(tensor is None or tensor.dtype == dtype for tensor in products)
         and all(tensor is None or tensor.dtype in FLOATING for tensor in others)
