@@ -57,6 +57,9 @@ def test_ours_loads_it(build_ours, prompts, tmp_path, tied):
     model = build_ours(tie_embeddings=tied, fusion_method="concat", dropout=0.25, patch_size=(8, 4))
     model.config.use_cache = False
     model.save_pretrained(tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text())
+    assert about["fusion_source"]["distribution"] == "mmm-fusion"
+    assert about["packages"].keys() == {"mmm-block", "mmm-fusion", "mmm-vit", "mmm-core", "torch"}
     core = MultiModalMamba.from_pretrained(tmp_path)
     assert core.config == model.config.own()
     assert (core.lm_head.weight is core.embedding.weight) == tied

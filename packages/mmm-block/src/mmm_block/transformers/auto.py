@@ -10,10 +10,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
 
 from mmm_block.checkpoint import MODEL_TYPE
 from mmm_block.transformers.config import MultiModalMambaHfConfig
@@ -28,6 +24,3 @@ def register() -> None:
         auto.register(MultiModalMambaHfConfig, MultiModalMambaForConditionalGeneration)
     AutoImageProcessor.register(MultiModalMambaHfConfig, image_processor_classes={"pil": MultiModalMambaImageProcessor})
     AutoProcessor.register(MultiModalMambaHfConfig, MultiModalMambaProcessor)
-    # Pipelines look a model up by its name, and complain of one that they do not find.
-    for names in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
-        names[MODEL_TYPE] = MultiModalMambaForConditionalGeneration.__name__
