@@ -31,6 +31,15 @@ def calls(monkeypatch):
     return seen
 
 
+@pytest.fixture
+def onednn(monkeypatch):
+    """The calls of oneDNN's product."""
+    seen, product = [], products.ONEDNN
+    if product is not None:
+        monkeypatch.setattr(products, "ONEDNN", lambda *call: (seen.append(call), product(*call))[1])
+    return seen
+
+
 def operands(b, k, m, dtype=torch.float32, bias=True):
     x, weight, bias_ = torch.randn(b, k), torch.randn(m, k) / k**0.5, torch.randn(m)
     return [x.to(dtype), weight.to(dtype), bias_.to(dtype) if bias else None]
@@ -160,12 +169,58 @@ def test_it_has_torchs_gradient(of, calls):
     assert calls == ["mmm_core_product"]
 
 
-def test_more_rows_and_a_transposed_weight_are_torchs(calls):
-    x, weight, bias = operands(MOST_ROWS + 1, 5, 4)
-    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
-    across = weight.mT.contiguous().mT
-    assert torch.equal(linear(x[:2], across, bias), F.linear(x[:2], across, bias))
+@dtypes
+def test_more_rows_take_onednn_in_float32_and_else_torch(dtype, calls, onednn):
+    for shape in ((MOST_ROWS + 1, 35), (2, 17, 35), (2, 3, 5, 35)):
+        _, weight, bias = operands(1, 35, 21, dtype)
+        x = torch.randn(*shape).to(dtype)
+        for rows in (x, torch.stack((x, x), dim=-1)[..., 0]):
+            for matrix in (weight, weight.mT.contiguous().mT):
+                y = linear(rows, matrix, bias)
+                if dtype == torch.float32:
+                    assert_close(y, rows, matrix, bias)
+                else:
+                    assert torch.equal(y, F.linear(rows, matrix, bias))
     assert calls == []
+    assert len(onednn) == (12 if dtype == torch.float32 and products.ONEDNN else 0)
+
+
+@dtypes
+def test_few_rows_may_have_more_axes(dtype, calls):
+    _, weight, bias = operands(1, 35, 21, dtype)
+    for shape in ((35,), (1, 1, 35), (2, 3, 35), (2, 2, 2, 35)):
+        x = torch.randn(*shape).to(dtype)
+        y = linear(x, weight, bias)
+        assert y.shape == (*shape[:-1], 21)
+        assert_close(y, x, weight, bias)
+    assert calls == ["mmm_core_product"] * 4
+
+
+def test_a_transposed_weight_is_none_of_the_kernels(calls):
+    x, weight, bias = operands(2, 5, 4)
+    assert_close(linear(x, weight.mT.contiguous().mT, bias), x, weight, bias)
+    assert calls == []
+
+
+def test_torchs_switch_of_onednn_counts(onednn):
+    case = operands(MOST_ROWS + 1, 5, 4)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        assert torch.equal(linear(*case), F.linear(*case))
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+    assert onednn == []
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, on first use
+@pytest.mark.parametrize("b", [2, 2 * MOST_ROWS])
+def test_it_has_torchs_forward_derivative(b, calls, onednn):
+    x, weight, bias = operands(b, 5, 4)
+    tangent = torch.randn(b, 5)
+    with forward_ad.dual_level():
+        y = linear(forward_ad.make_dual(x, tangent), weight, bias)
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, tangent @ weight.mT)
+    assert calls == onednn == []
 
 
 def test_autocast_counts(calls):
@@ -177,7 +232,7 @@ def test_autocast_counts(calls):
 def test_a_forced_backend_counts(calls, monkeypatch):
     case = operands(2, 5, 4)
     monkeypatch.setenv("MMM_CORE_BACKEND", "chunked")
-    assert torch.equal(linear(*case), F.linear(*case))
+    assert_close(linear(*case), *case)
     assert calls == []
     monkeypatch.delenv("MMM_CORE_BACKEND")
     monkeypatch.setenv("MMM_CORE_ISA", "sse9")

@@ -148,7 +148,7 @@ class MultiModalMamba(Pretrained, nn.Module):
             hidden = hidden.flatten(0, 1)[texts.last_token]
         if return_embeddings:
             return ModelOutput(None, None, hidden, state)
-        logits = self.lm_head(hidden)
+        logits = apply_linear(self.lm_head, hidden)
         loss = None if labels is None else self._loss(logits, texts, input_ids, labels, loss_count)
         return ModelOutput(logits, loss, None, state)
 

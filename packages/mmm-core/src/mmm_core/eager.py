@@ -77,7 +77,7 @@ def differentiable(
 
 
 def _observed() -> bool:
-    """Whether a mode, a transform, a trace or a profiler sees each call of an operator."""
+    """Whether a mode, a transform, a trace, a profiler or forward-mode autograd sees each call of an operator."""
     return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()

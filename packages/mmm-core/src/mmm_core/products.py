@@ -1,7 +1,9 @@
-"""Products of a few rows with a weight matrix: what decoding waits for, since every weight is fetched for every token.
+"""Products with weight matrices where no gradient is recorded: what prefill and decoding spend their time on.
 
-The kernel is `native/product.inl`. It reads the weight at the rate of the memory, which torch's product of a matrix and
-a vector does not. There is no operator here: what is traced, differentiated or wrapped goes through torch's own.
+A few rows take a kernel of ours, `native/product.inl`: decoding fetches every weight for every token, and the kernel
+reads them at the rate of the memory, which torch's product of a matrix and a vector does not. More rows take the
+operator that torch.compile uses for inference, oneDNN's: in float32 it is twice as fast as the BLAS on processors whose
+widest vectors that library leaves alone. What is traced, differentiated or wrapped goes through torch's own product.
 """
 
 from __future__ import annotations
@@ -19,22 +21,26 @@ from mmm_core.errors import FLOATING
 from mmm_core.native_library import array, call
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
 
 MOST_ROWS = 8
-"""The most rows that the kernel is called for; torch's product of matrices is made for more."""
+"""The most rows that our kernel is called for; oneDNN's and torch's are made for more."""
+ONEDNN: Callable[..., Tensor] | None = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+)
+"""oneDNN's product; None where this torch has none."""
 
 
 def linear(
     x: Float[Tensor, "*b k"], weight: Float[Tensor, "m k"], bias: Float[Tensor, " m"] | None = None
 ) -> Float[Tensor, "*b m"]:
-    """`torch.nn.functional.linear`, sooner where `x` is a few rows, `(b, k)`, on the CPU and no gradient is recorded.
+    """`torch.nn.functional.linear`, sooner on the CPU where no gradient is recorded.
 
-    For the head of a model that decodes. There a row's result depends neither on the rows beside it nor on the number
-    of threads.
+    Up to `MOST_ROWS` rows are multiplied by a kernel of ours. There a row's result depends neither on the rows beside
+    it nor on the number of threads.
 
     Args:
         x: Rows, `(..., k)`.
@@ -43,7 +49,7 @@ def linear(
     Returns:
         `(..., m)`, dtype of `x`; the kernel's sums accumulate in float32 (float64 where the inputs are).
     """
-    return _product(x, weight, bias) if _for_kernel(x, weight, bias) else F.linear(x, weight, bias)
+    return (_product_for(x, weight, bias) or F.linear)(x, weight, bias)
 
 
 def apply_linear(module: nn.Module, x: Float[Tensor, "*b k"]) -> Float[Tensor, "*b m"]:
@@ -57,9 +63,10 @@ def apply_linear(module: nn.Module, x: Float[Tensor, "*b k"]) -> Float[Tensor, "
     Returns:
         `(..., m)`.
     """
-    if is_plain(module) and _for_kernel(x, module.weight, module.bias):  # type: ignore[arg-type]
-        return _product(x, module.weight, module.bias)  # type: ignore[arg-type]
-    y: Tensor = module(x)
+    product = None
+    if not torch.compiler.is_compiling() and is_plain(module):
+        product = _product_for(x, module.weight, module.bias)  # type: ignore[arg-type]
+    y: Tensor = module(x) if product is None else product(x, module.weight, module.bias)
     return y
 
 
@@ -76,55 +83,58 @@ def is_plain(module: nn.Module) -> bool:
     )
 
 
-def kernel_takes(
-    where: str,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    others: Sequence[Tensor | None] = (),
-) -> bool:
-    """Whether the kernel may multiply `x` with these weights, shapes apart.
+def unwatched(products: Sequence[Tensor | None], others: Sequence[Tensor | None] = ()) -> bool:
+    """Whether a product on the CPU may go past torch: nobody looks on, and no gradient is recorded.
 
     Args:
-        where: The function that asks, for the text of an error.
-        x: A few rows; the weights and the biases must be of its dtype.
-        weights: Matrices.
-        biases: What is added to the products.
-        others: What else the call reads or writes; none may be wider than `x`.
+        products: What is multiplied, and biases; they must be of one dtype.
+        others: What else the call reads or writes.
     """
-    products = (x, *weights, *biases)
-    tensors = (*products, *others)
-    dtype = x.dtype
+    dtype, tensors = products[0].dtype, (*products, *others)  # type: ignore[union-attr]
     return (
-        x.ndim == 2
-        and 0 < x.shape[0] <= MOST_ROWS
-        and eager(tensors)
+        eager(tensors)
         and dtype in FLOATING
-        and all(matrix.layout is torch.strided for matrix in (x, *weights))
-        and all(weight.ndim == 2 and weight.stride(1) == 1 for weight in weights)
-        and all(tensor is None or tensor.dtype == dtype for tensor in products)
+        and all(tensor is None or (tensor.dtype == dtype and tensor.layout is torch.strided) for tensor in products)
         and all(tensor is None or tensor.dtype in FLOATING for tensor in others)
-        and (dtype == torch.float64 or all(tensor is None or tensor.dtype != torch.float64 for tensor in others))
         and all(tensor is None or tensor.is_cpu for tensor in tensors)
         and not needs_gradient(tensors)
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def kernel_takes(where: str, x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether our kernel multiplies `x`, `(..., k)`, with these matrices; `where` is who asks, for an error's text."""
+    return (
+        0 < x.numel() <= MOST_ROWS * x.shape[-1]
+        and all(weight.ndim == 2 and weight.stride(1) == 1 for weight in weights)
         and choose(where, None, "x", x.device) == "native"
     )
 
 
-def _for_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the kernel takes a call: one that torch would take, with nobody looking on."""
-    return (
-        kernel_takes("linear", x, (weight,), (bias,))
-        and x.shape[1] == weight.shape[1] > 0
-        and (bias is None or bias.shape == weight.shape[:1])
-    )
+def _product_for(x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor] | None:
+    """The product that takes a call, one that torch would take; None: torch's own."""
+    if not unwatched((x, weight, bias)):  # first, since sizes may be symbols to whoever looks
+        return None
+    fits = x.ndim > 0 and weight.ndim == 2 and x.shape[-1] == weight.shape[1] > 0 and weight.shape[0] > 0
+    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
+    if kernel_takes("linear", x, (weight,)):
+        return _multiply_rows
+    if ONEDNN is not None and x.dtype == torch.float32 and torch.backends.mkldnn.enabled:
+        return _multiply
+    return None
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A call of the kernel."""
-    (b, k), m = x.shape, weight.shape[0]
-    out = x.new_empty((b, m))
-    words = [x.dtype == torch.float64, b, k, m, *array(x), *array(weight), *array(bias), *array(out)]
+def _multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A product by our kernel."""
+    m, k = weight.shape
+    rows = x if x.ndim == 2 else x.reshape(-1, k)
+    out = x.new_empty((rows.shape[0], m))
+    words = [x.dtype == torch.float64, rows.shape[0], k, m, *array(rows), *array(weight), *array(bias), *array(out)]
     call("mmm_core_product", words)
-    return out
+    return out if x.ndim == 2 else out.view(*x.shape[:-1], m)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A product by oneDNN."""
+    return ONEDNN(x, weight, bias, "none", [], "")  # type: ignore[misc]

@@ -146,7 +146,7 @@ class Mamba(nn.Module):
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ShapeError(f"Mamba: `x` must be (b, l, dim) with dim = {self.dim}, got {tuple(x.shape)}.")
         conv_state, ssm_state = (None, None) if state is None else state
-        x, z = self.in_proj(x).chunk(2, dim=-1)  # (b, l, e)
+        x, z = apply_linear(self.in_proj, x).chunk(2, dim=-1)  # (b, l, e)
         x, conv_state = causal_conv1d(
             x,
             self.conv1d.weight.squeeze(1),
@@ -167,7 +167,7 @@ class Mamba(nn.Module):
             return_final_state=True,
             cu_seqlens=cu_seqlens,
         )
-        out = self.out_proj(y)
+        out = apply_linear(self.out_proj, y)
         return (out, MambaState(conv_state, ssm_state)) if return_state else out
 
     @torch.no_grad()

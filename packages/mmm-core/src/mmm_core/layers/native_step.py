@@ -11,7 +11,7 @@ import torch
 
 from mmm_core.eager import writable
 from mmm_core.native_library import array, call
-from mmm_core.products import is_plain, kernel_takes
+from mmm_core.products import is_plain, kernel_takes, unwatched
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -42,7 +42,9 @@ def native_step(
     weights = (in_proj.weight, x_proj.weight, dt_proj.weight, out_proj.weight)
     biases = (in_proj.bias, x_proj.bias, out_proj.bias)
     others = (conv1d.weight, conv1d.bias, dt_proj.bias, A_log, D, conv, ssm)
-    if not kernel_takes("Mamba.step", x, weights, biases, others):
+    if not (unwatched((x, *weights, *biases), others) and kernel_takes("Mamba.step", x, weights)):
+        return None
+    if x.dtype != torch.float64 and any(tensor is not None and tensor.dtype == torch.float64 for tensor in others):
         return None
     (b, d), (e, n), rank, taps = x.shape, A_log.shape, weights[2].shape[1], conv1d.weight.shape[-1]
     tensors = (  # in the order of `StepCall` of native/abi.h
