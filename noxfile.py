@@ -64,8 +64,9 @@ def integration(session: nox.Session) -> None:
 
 @nox.session
 def parity(session: nox.Session) -> None:
-    """Compare with the libraries that ours stands in for, and use it in them: transformers, and PEFT on it."""
-    install(session, *everything(), "./packages/mmm-block[transformers]", "peft", *TEST_TOOLS)
+    """Compare with the libraries that ours stands in for, leaves for, or works in: transformers, PEFT, onnxruntime."""
+    ours = ("./packages/mmm-core[onnx]", "./packages/mmm-block[transformers]")
+    install(session, *everything(), *ours, "peft", *TEST_TOOLS)
     session.run("pytest", "--numprocesses=2", "tests/parity", *session.posargs)
 
 

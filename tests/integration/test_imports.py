@@ -22,7 +22,7 @@ ARROWS = {
 }
 # Imported only by the backend that needs it, and only when that backend is asked for.
 OPTIONAL = {"mmm_core": {"triton", "mamba_ssm"}}
-NEVER = {"triton", "mamba_ssm", "transformers", "timm", "torchvision", "mmm_fusion_film"}
+NEVER = {"triton", "mamba_ssm", "transformers", "timm", "torchvision", "onnx", "onnxscript", "mmm_fusion_film"}
 SOURCES = {path.name: path for path in ROOT.glob("*/*/src/mmm_*")}
 
 

@@ -21,6 +21,9 @@ HEAVY = {
     "mamba-ssm",
     "causal-conv1d",
     "triton",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
     "jaxtyping",
 }
 SIBLINGS = {

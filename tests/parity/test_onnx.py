@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -25,7 +23,6 @@ pytestmark = [
 ]
 LENGTHS = (1, 17, 130)
 BATCH, BATCH_AND_LENGTH = {0: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-PAGE = Path(__file__).parents[2] / "docs/how-to/export.md"
 
 
 class Call:
@@ -174,10 +171,3 @@ def test_a_program_that_was_taken_apart_before() -> None:
     with torch.no_grad():
         exported = Exported(program, Call(torch.randn(2, 7, 16)), None)
     assert_same(layer, exported, Call(torch.randn(2, 7, 16)))
-
-
-def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```py(?:thon)?\n(.*?)^```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert any("torch.onnx.export" in block for block in blocks)
-    exec("".join(blocks), {"__name__": "page"})
