@@ -2,14 +2,15 @@
 
 import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
-from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser
+from sybil import Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 FILE = re.compile(r"# (\w+\.py)\n")
 PRINTED = re.compile(r"^\s*print\(.*\)  # (.*)$", flags=re.MULTILINE)
@@ -33,12 +34,32 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def run_blocks(capsys: pytest.CaptureFixture[str]) -> Callable[[Path], None]:
-    """Runs the Python blocks of one page in order, in one namespace, and compares what they print."""
+def no_numbers(line: str) -> str:
+    """A line of output without what differs from machine to machine."""
+    return re.sub(r"[\s─━]+", " ", re.sub(r"[\d.,]*\d", "#", line)).strip()
 
-    def run(page: Path) -> None:
-        document = Sybil([PythonCodeBlockParser()], path=str(page.parent)).parse(page)
+
+@pytest.fixture
+def run_blocks(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Runs the Python blocks of one page in order, in one namespace, and compares what they print.
+
+    If asked to, it runs the `mmm` commands of console sessions as well. Each line that the page shows below one is
+    printed; numbers, and how wide a table is, may be others.
+    """
+
+    def run_session(example: Example) -> None:
+        from mmm_train.cli import main
+
+        for session in example.parsed.replace("\\\n", " ").split("$ mmm ")[1:]:
+            command, _, shown = session.partition("\n")
+            status = main(shlex.split(command))
+            printed, promised = (list(map(no_numbers, x.splitlines())) for x in (capsys.readouterr().out, shown))
+            assert status == 0, command
+            assert [line for line in printed if line in promised] == promised, f"{command}: {printed}"
+
+    def run(page: Path, *, commands: bool = False) -> None:
+        sessions = [CodeBlockParser("console", run_session)] if commands else []
+        document = Sybil([PythonCodeBlockParser(), *sessions], path=str(page.parent)).parse(page)
         for example in document.examples():
             if file := FILE.match(example.parsed):
                 Path(file[1]).write_text(example.parsed)

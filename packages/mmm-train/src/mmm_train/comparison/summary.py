@@ -77,13 +77,13 @@ OPEN = "The same for all other questions."
 PARAMETERS = "Of the whole model."
 FUSION = "Those of the fusion method alone."
 TRAINING = "Pictures a second in training, with all their questions: the median over the steps."
-TOKENS = "What the Mamba layers read for one question when it is asked alone: the median over test questions."
+TOKENS = "What the Mamba layers read for one question before its answer, asked alone: the median over test questions."
 ONCE = "Those of the tokens that stand before the question: they are the same for every question about the picture."
 MEMORY = (
     "The most that the steps before the first evaluation needed. On a CPU that of the whole process, of which Python "
     "and torch are a large part; on a GPU that of torch's tensors there."
 )
-ANSWER = "Time an answer, in batches of 100 pictures with all their questions, without reading the files."
+ANSWER = "Time to write an answer, in batches of 100 pictures with all their questions, without reading the files."
 SINGLE = "Time to answer one question about one picture: the median over pictures."
 COLUMNS = (
     Column("all", "all", "%", 1, 100, True, ALL),
