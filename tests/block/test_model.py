@@ -463,3 +463,11 @@ def test_a_config_or_its_fields():
     for arguments in ({}, {"config": config, "dim": 8}):
         with pytest.raises(TypeError, match="expected either a config or its fields as keywords, got both or none"):
             MultiModalMamba(**arguments)
+
+
+@pytest.mark.parametrize("dim", [16, 64, 256])
+def test_a_new_model_guesses_nearly_by_chance(dim):
+    model = MultiModalMamba(vocab_size=100, dim=dim, depth=2)
+    tokens = torch.randint(100, (8, 60))
+    assert math.log(100) - 0.1 < model(tokens, labels=tokens).loss < math.log(100) + 0.7
+    assert model.embedding.weight.std().item() * math.sqrt(dim) == pytest.approx(0.4, rel=0.1)

@@ -73,7 +73,7 @@ def test_the_greedy_way_is_that_of_generate(run: Run) -> None:
     model, examples = run.load_model(), Examples(data, run.tokenizer, 16)
     untrained = new_model(run.config.model, len(run.tokenizer)).eval()
     with torch.no_grad():
-        untrained.embedding.weight[len(SPECIAL) :] *= 20  # it has something to say
+        untrained.embedding.weight[len(SPECIAL) :].normal_(std=0.4)  # it has something to say
     for each in (model, untrained):
         answered = answer_all(each, examples, run.tokenizer, run.longest)
         assert [(a.picture, a.question) for a in answered] == [(p, q) for p in data.pictures for q in p.questions]
@@ -106,7 +106,7 @@ def test_a_wide_beam_finds_the_best_of_all_answers(run: Run) -> None:
     words = tokenizer.encode("a b c")
     config = ModelConfig(dim=16, depth=1, image_size=16, encoder_dim=16, encoder_depth=1)
     model = new_model(config, len(tokenizer)).eval()
-    model.embedding.weight *= 30
+    model.embedding.weight.normal_(std=0.4)
     batch = Batch(
         torch.randn(2, 3, 16, 16),
         torch.tensor([[3, 0, 0], [5, 6, 3], [7, 3, 0]]),
