@@ -3,15 +3,15 @@
 The model is `MultiModalMamba` without images: 24 Mamba layers of width 768 and a head of 50,280 words that is tied to
 the embedding; random weights, one text. transformers' `MambaForCausalLM` has the same parameters in the same memory. It
 runs as it does where no CUDA kernels are installed, and once more under `mmm_core.compat.transformers.accelerate`.
-Checks that losses, gradients and logits agree: in float32 with transformers', in bfloat16 with float32's as well as
+Checks that logits, losses and gradients agree: in float32 with transformers', in bfloat16 with float32's as well as
 theirs do. What is timed:
 
-- learn, in float32: forward, loss, backward and AdamW's step on 512 tokens. transformers' takes minutes, since the time
-  of its backward grows with the square of the length: it runs once, and gives the gradients of the check as well.
 - read, in float32 and bfloat16: a prompt of 512 tokens, to the state and to the logits behind its last token.
 - write, likewise: one token from its number to its logits, each time with the state that the time before left.
 - products alone: a vector times each matrix that writing a token uses, the head included, in the step's order: by the
   kernel of `mmm_core.products`, and by `torch.nn.functional.linear`.
+- learn, in float32: forward, loss, backward and AdamW's step on 512 tokens. transformers' takes minutes, since the time
+  of its backward grows with the square of the length: it runs once, and gives the gradients of the check as well.
 """
 
 from __future__ import annotations
@@ -46,18 +46,17 @@ READ = {torch.float32: 5, torch.bfloat16: 12}  # what is asked of transformers /
 def main() -> None:
     logging.set_verbosity_error()  # transformers says that it has no CUDA kernels
     torch.manual_seed(0)
-    ours = MultiModalMamba(vocab_size=WORDS, dim=DIM, depth=DEPTH)
+    ours = MultiModalMamba(vocab_size=WORDS, dim=DIM, depth=DEPTH).eval()
     text = torch.randint(WORDS, (1, LENGTH))
     count = sum(parameter.numel() for parameter in ours.parameters())
     print(f"{count / 1e6:.0f} M parameters, one text ({setting()})")
-    time_learning(ours, *transformers_models(ours), text)
-    with torch.inference_mode():
-        exact = written(ours.eval(), text)
-        for dtype in (torch.float32, torch.bfloat16):
-            models = (ours.to(dtype), *transformers_models(ours))
-            check(*models, text, exact)
-            time_reading(*models, text)
-            time_writing(*models, text)
+    exact = written(ours, text)
+    for dtype in (torch.float32, torch.bfloat16):
+        models = (ours.to(dtype), *transformers_models(ours))
+        check(*models, text, exact)
+        time_reading(*models, text)
+        time_writing(*models, text)
+    time_learning(ours.float().train(), *transformers_models(ours), text)
 
 
 def transformers_models(ours: MultiModalMamba) -> tuple[MambaForCausalLM, MambaForCausalLM]:
@@ -80,38 +79,7 @@ def theirs_of(name: str) -> str:
     return name.replace("embedding.", "backbone.embeddings.")
 
 
-def time_learning(ours: MultiModalMamba, theirs: MambaForCausalLM, accelerated: MambaForCausalLM, text: Tensor) -> None:
-    optimiser = torch.optim.AdamW(ours.parameters(), lr=0.0)  # as much work as at any rate, and the weights stay
-
-    def learn(model: nn.Module) -> Tensor:
-        optimiser.zero_grad()
-        loss: Tensor = model(input_ids=text, labels=text).loss
-        loss.backward()
-        optimiser.step()
-        return loss.detach()
-
-    def gradients(model: nn.Module) -> dict[str, Tensor]:
-        loss = learn(model)
-        grads = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.grad is not None}
-        optimiser.zero_grad()
-        return {"loss": loss, **grads}
-
-    found = {"ours": gradients(ours), "accelerated": gradients(accelerated)}
-    start = time.perf_counter()
-    expected = gradients(theirs)
-    once = Timing(time.perf_counter() - start, 0.0)
-    for which, results in found.items():
-        for name, value in expected.items():
-            agree(f"{which}: {name}", results[name], value)
-    runs: dict[str, Callable[[], object]] = {"ours": lambda: learn(ours), "accelerated": lambda: learn(accelerated)}
-    times = measure(runs, LEARN_ROUNDS) | {"transformers, once": once}
-    print_timings(f"Learn from {LENGTH} tokens, float32", times)
-    print_at_least("transformers / ours", ratio(times, "transformers, once", "ours"), 40)
-    print_at_least("transformers / accelerated", ratio(times, "transformers, once", "accelerated"), 30)
-    for parameter in ours.parameters():
-        parameter.grad = None
-
-
+@torch.inference_mode()
 def written(model: MultiModalMamba | MambaForCausalLM, text: Tensor) -> Tensor:
     """The logits behind a prompt, then behind each of a few tokens more."""
     if isinstance(model, MultiModalMamba):
@@ -141,6 +109,7 @@ def agree(what: str, actual: Tensor, expected: Tensor) -> None:
     assert error <= TOLERANCE, f"{what}: RMS error ratio {error:.2e} to transformers, at most {TOLERANCE:.0e}"
 
 
+@torch.inference_mode()
 def time_reading(ours: MultiModalMamba, theirs: MambaForCausalLM, accelerated: MambaForCausalLM, text: Tensor) -> None:
     dtype = ours.lm_head.weight.dtype
     runs: dict[str, Callable[[], object]] = {
@@ -154,6 +123,7 @@ def time_reading(ours: MultiModalMamba, theirs: MambaForCausalLM, accelerated: M
     print_at_least("transformers / accelerated", ratio(times, "transformers", "accelerated"), 4)
 
 
+@torch.inference_mode()
 def time_writing(ours: MultiModalMamba, theirs: MambaForCausalLM, accelerated: MambaForCausalLM, text: Tensor) -> None:
     dtype, token = ours.lm_head.weight.dtype, text[:, -1]
     state = ours(text, return_state=True, last_only=True).state
@@ -213,6 +183,36 @@ def torch_products(model: MultiModalMamba) -> Callable[[], None]:
             F.linear(vector, matrix)
 
     return run
+
+
+def time_learning(ours: MultiModalMamba, theirs: MambaForCausalLM, accelerated: MambaForCausalLM, text: Tensor) -> None:
+    optimiser = torch.optim.AdamW(ours.parameters(), lr=0.0)  # as much work as at any rate, and the weights stay
+
+    def learn(model: nn.Module) -> Tensor:
+        optimiser.zero_grad()
+        loss: Tensor = model(input_ids=text, labels=text).loss
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
+
+    def gradients(model: nn.Module) -> dict[str, Tensor]:
+        loss = learn(model)
+        grads = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.grad is not None}
+        optimiser.zero_grad()
+        return {"loss": loss, **grads}
+
+    found = {"ours": gradients(ours), "accelerated": gradients(accelerated)}
+    start = time.perf_counter()
+    expected = gradients(theirs)
+    once = Timing(time.perf_counter() - start, 0.0)
+    for which, results in found.items():
+        for name, value in expected.items():
+            agree(f"{which}: {name}", results[name], value)
+    runs: dict[str, Callable[[], object]] = {"ours": lambda: learn(ours), "accelerated": lambda: learn(accelerated)}
+    times = measure(runs, LEARN_ROUNDS) | {"transformers, once": once}
+    print_timings(f"Learn from {LENGTH} tokens, float32", times)
+    print_at_least("transformers / ours", ratio(times, "transformers, once", "ours"), 40)
+    print_at_least("transformers / accelerated", ratio(times, "transformers, once", "accelerated"), 30)
 
 
 if __name__ == "__main__":
