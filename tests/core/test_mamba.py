@@ -396,3 +396,32 @@ def test_a_step_takes_any_pair_and_names_a_state_of_whole_numbers():
         torch.testing.assert_close(mamba.step(x, pair), mamba.step(x, MambaState(*map(torch.clone, state))))
         with pytest.raises(TypeError, match=r"`state` must be float16, bfloat16, float32 or float64, got torch.int64"):
             mamba.step(x, MambaState(state.conv.long(), state.ssm))
+
+
+class Adapted(nn.Module):
+    """A dense layer with a product of low rank beside it, as adapters have one."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear, self.extra = linear, nn.Linear(linear.in_features, linear.out_features, bias=False)
+
+    def forward(self, x):
+        return self.linear(x) + self.extra(x)
+
+
+@pytest.mark.parametrize("name", ["in_proj", "x_proj", "dt_proj", "out_proj"])
+def test_an_adapter_acts_and_learns(name):
+    torch.manual_seed(0)
+    mamba, merged = Mamba(16), Mamba(16)
+    merged.load_state_dict(mamba.state_dict())
+    adapted = Adapted(getattr(mamba, name))
+    setattr(mamba, name, adapted)
+    with torch.no_grad():
+        getattr(merged, name).weight += adapted.extra.weight
+    x = torch.randn(2, 5, 16)
+    out, state = mamba(x[:, :4], return_state=True)
+    expected = merged(x)
+    torch.testing.assert_close(out, expected[:, :4], rtol=0, atol=1e-5)
+    torch.testing.assert_close(mamba.step(x[:, 4], state), expected[:, 4], rtol=0, atol=1e-5)
+    out.square().sum().backward()
+    assert adapted.extra.weight.grad.abs().max() > 0

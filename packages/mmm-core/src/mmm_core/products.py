@@ -32,6 +32,7 @@ ONEDNN: Callable[..., Tensor] | None = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )
 """oneDNN's product; None where this torch has none."""
+_FORWARD = nn.Linear.forward
 
 
 def linear(
@@ -74,6 +75,7 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a call of the module is `torch.nn.functional.linear` on its parameters, and nothing else."""
     return (
         type(module) is nn.Linear
+        and nn.Linear.forward is _FORWARD
         and "forward" not in module.__dict__
         and module._compiled_call_impl is None
         and not (module._forward_hooks or module._forward_pre_hooks)

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmm_core.conv import causal_conv1d, causal_conv1d_update
-from mmm_core.layers.mamba import LOG2E
-from mmm_core.products import apply_linear, linear
+from mmm_core.layers.selection import step_sizes, transition
+from mmm_core.products import apply_linear
 from mmm_core.scan import selective_scan, selective_state_update
 
 if TYPE_CHECKING:
@@ -115,13 +115,8 @@ class AcceleratedMixer(nn.Module):
         dt, B, C = apply_linear(self.x_proj, x).split(sizes, dim=-1)
         if hasattr(self, "dt_layernorm"):
             dt, B, C = self.dt_layernorm(dt), self.b_layernorm(B), self.c_layernorm(C)
-        if type(self.dt_proj) is nn.Linear:  # its bias joins in the scan, in float32
-            delta, delta_bias = linear(dt, self.dt_proj.weight), self.dt_proj.bias
-        else:  # an adapter or a quantised product, which has the bias in it
-            delta, delta_bias = apply_linear(self.dt_proj, dt), None
-        A_log = self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
-        # -exp(A_log): torch hands `exp` to all its threads however small it is, which a single token waits long for.
-        return x, delta, -torch.exp2(A_log * LOG2E), B, C, self.D, z, delta_bias
+        delta, bias = step_sizes(self.dt_proj, dt)
+        return x, delta, transition(self.A_log), B, C, self.D, z, bias
 
     def extra_repr(self) -> str:
         """What `print(model)` shows of a layer."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from mmm_core.conv import causal_conv1d
 from mmm_core.errors import ShapeError, expect_shape
 from mmm_core.layers.mamba import init_ssm
+from mmm_core.layers.selection import step_sizes, transition
 from mmm_core.scan import selective_scan
 
 if TYPE_CHECKING:
@@ -144,10 +144,9 @@ class Direction(NamedTuple):
         x = x if padding is None else x.masked_fill(padding, 0)
         rank, n = self.dt_proj.in_features, self.A_log.shape[1]
         dt, B, C = self.x_proj(x).split([rank, n, n], dim=-1)
-        delta = F.linear(dt, self.dt_proj.weight)  # its bias joins in the scan in float32
-        A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        delta, bias = step_sizes(self.dt_proj, dt)
         y: Tensor = selective_scan(  # type: ignore[assignment]
-            x, delta, A, B, C, self.D, z, self.dt_proj.bias, delta_softplus=True, **options
+            x, delta, transition(self.A_log), B, C, self.D, z, bias, delta_softplus=True, **options
         )
         return y
 

@@ -6,16 +6,16 @@ Parameter names and initialisation are those of mamba_ssm and transformers, so t
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mmm_core.conv import causal_conv1d, causal_conv1d_update
 from mmm_core.errors import ShapeError
 from mmm_core.layers.native_step import native_step
-from mmm_core.products import apply_linear, linear
+from mmm_core.layers.selection import normed, step_sizes, transition
+from mmm_core.products import apply_linear
 from mmm_core.scan import selective_scan, selective_state_update
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-LOG2E = math.log2(math.e)
 DT_MIN, DT_MAX = 1e-3, 1e-1  # the initial step sizes are log-uniform between them
 
 
@@ -158,10 +157,9 @@ class Mamba(nn.Module):
         )
         y, ssm_state = selective_scan(
             x,
-            *self._selected_by(x),
-            self.D,
-            z,
-            self.dt_proj.bias,
+            **self._selected_by(x),
+            D=self.D,
+            z=z,
             delta_softplus=True,
             initial_state=ssm_state,
             return_final_state=True,
@@ -194,26 +192,17 @@ class Mamba(nn.Module):
             return out
         x, z = apply_linear(self.in_proj, x).chunk(2, dim=-1)  # (b, e)
         x = causal_conv1d_update(x, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
-        y = selective_state_update(
-            ssm_state, x, *self._selected_by(x), self.D, z, self.dt_proj.bias, delta_softplus=True
-        )
+        y = selective_state_update(ssm_state, x, **self._selected_by(x), D=self.D, z=z, delta_softplus=True)
         return apply_linear(self.out_proj, y)
 
-    def _selected_by(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What each token selects: `delta` without its bias, which joins in the scan in float32; and `A`, `B`, `C`."""
-        A_log = self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
+    def _selected_by(self, x: Tensor) -> dict[str, Any]:
+        """What each token selects, and what it does not depend on: arguments of the scan by their names."""
         dt, B, C = apply_linear(self.x_proj, x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         if self.selection_norm is not None:
             norms = (self.dt_layernorm, self.b_layernorm, self.c_layernorm)
             dt, B, C = map(normed, norms, (dt, B, C))
-        # -exp(A_log): torch hands `exp` to all its threads however small it is, which a single token waits long for.
-        return linear(dt, self.dt_proj.weight), -torch.exp2(A_log * LOG2E), B, C
-
-
-def normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    """`norm(x)` in the dtype of `x`: autocast leaves it in half precision beside a weight in full."""
-    weight = None if norm.weight is None else norm.weight.to(x.dtype)
-    return F.rms_norm(x, norm.normalized_shape, weight, norm.eps)
+        delta, bias = step_sizes(self.dt_proj, dt)
+        return {"delta": delta, "A": transition(self.A_log), "B": B, "C": C, "delta_bias": bias}
 
 
 @torch.no_grad()

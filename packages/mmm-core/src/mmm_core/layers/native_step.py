@@ -36,7 +36,7 @@ def native_step(
     """
     in_proj, conv1d, x_proj = layer.in_proj, layer.conv1d, layer.x_proj
     dt_proj, out_proj = layer.dt_proj, layer.out_proj
-    if not (is_plain(in_proj) and is_plain(x_proj) and is_plain(out_proj)):
+    if not all(map(is_plain, (in_proj, x_proj, dt_proj, out_proj))):
         return None
     A_log, D = layer.A_log, layer.D
     weights = (in_proj.weight, x_proj.weight, dt_proj.weight, out_proj.weight)
