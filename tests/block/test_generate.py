@@ -51,6 +51,9 @@ def spell(tokens):
     return "".join({5: "xy", 6: ""}.get(token, chr(ord("a") + token)) for token in tokens)
 
 
+SILENT = str.maketrans({"e": "a", "x": "b", "y": "", "h": "", "i": "", "j": ""})
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_greedy_is_the_likeliest_token_of_the_whole_text_for_prompts_of_any_length(small, method, side):
@@ -101,6 +104,20 @@ def test_a_row_depends_on_its_own_seed_and_text_alone(small, side):
         assert one.tokens[0].tolist() == batch.tokens[row].tolist()
     other = model.generate(ids, images, attention_mask=mask, seeds=[4, 5, 7, 5], max_new_tokens=LONGEST, **SAMPLED)
     assert (other.tokens != batch.tokens).any(dim=1).tolist() == [False, False, True, False]
+
+
+def test_a_row_draws_the_same_where_others_have_ended(small):
+    model, seeds, options = (
+        small(),
+        torch.arange(8),
+        {"max_new_tokens": 30, "stop_tokens": range(6), "temperature": 1.5},
+    )
+    ids = torch.tensor([[7, 8]]).expand(8, -1)
+    batch = model.generate(ids, seeds=seeds, **options)
+    assert len(set(batch.lengths.tolist())) > 3
+    for row in range(8):
+        one = model.generate(ids[:1], seeds=seeds[row : row + 1], **options)
+        assert one.tokens[0].tolist() == batch.tokens[row, : batch.lengths[row]].tolist()
 
 
 def test_writing_in_parts_with_one_seed_gives_what_the_whole_gives(small):
@@ -213,7 +230,7 @@ def test_the_last_token_that_may_come_is_a_stop_token_first(circle):
         ("h", 4),
         ("yh", 4),  # the end of 5, nothing of 6, and 7
         ("xyxy", 10),  # not there: 10 is the most
-        ("yhijexyh", 10),  # from 5 on to the second 7
+        (["zz", "yhijexyh"], 10),  # from 5 on to the second 7: nine tokens of eight letters
         (["zzz", "jex"], 8),  # 9, 4 and a part of 5
         (("j", "i"), 5),
     ],
@@ -223,6 +240,14 @@ def test_stop_strings_are_found_wherever_tokens_begin_and_end(circle, stop, leng
     assert found.tokens.tolist() == [[4, 5, 6, 7, 8, 9, 4, 5, 6, 7][:length]]
     text, stops = spell(found.tokens[0].tolist()), [stop] if isinstance(stop, str) else stop
     assert found.reasons == ("stop_string" if any(each in text for each in stops) else "length",)
+
+
+def test_a_stop_string_is_found_across_tokens_that_write_nothing(circle):
+    found = circle.generate(
+        torch.tensor([[9]]), max_new_tokens=20, stop_strings="ba", decode=lambda tokens: spell(tokens).translate(SILENT)
+    )
+    assert found.tokens.tolist() == [[4, 5, 6, 7, 8, 9, 4]]
+    assert found.reasons == ("stop_string",)
 
 
 def test_a_stop_string_in_the_prompt_does_not_count(circle):
