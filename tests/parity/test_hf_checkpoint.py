@@ -174,7 +174,7 @@ def test_a_value_that_was_set(build_ours):
 def test_an_option_of_a_part_that_is_refused(build_ours, tmp_path):
     build_ours().save_pretrained(tmp_path)
     change_config(tmp_path, encoder_options={"widht": 3})
-    with pytest.raises(ConfigError, match=f"^{re.escape(str(tmp_path / 'config.json'))}: .*widht"):
+    with pytest.raises(ConfigError, match=r"^MultiModalMambaConfig: `encoder_options` must be of .*, got .*widht"):
         AutoModel.from_pretrained(tmp_path)
 
 
