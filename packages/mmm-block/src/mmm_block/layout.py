@@ -62,7 +62,7 @@ class Texts:
     def last_token(self) -> Int[Tensor, " rows"]:
         """The last real token of each row; any where it has none."""
         behind = self.real_before[self.bounds[1:]]
-        return torch.searchsorted(self.real_before[1:], behind).clamp(max=self.real.shape[0] - 1)
+        return _tokens(self.real, self.real_before[:-1], self.real.shape[0])[(behind - 1).clamp(min=0)]
 
     def opening(self) -> Pieces:
         """The pieces that open the rows, which go on with what came before: one a row."""
@@ -87,19 +87,26 @@ def find_texts(
         The texts.
     """
     at = torch.arange(real.shape[0], device=real.device)
-    row = torch.searchsorted(bounds[1:], at, right=True)
+    behind = bounds[1:].to(torch.int64)
+    row = behind.new_zeros(at.shape[0] + 1).scatter_add(0, behind, torch.ones_like(behind)).cumsum(0)[:-1]
     real_before = F.pad(real.cumsum(0), (1, 0))
     if marked is None:
         seen = row + 1 if images else torch.zeros_like(row)
         mark = bounds[:images]
     else:
         seen = marked.cumsum(0)
-        mark = torch.searchsorted(seen, torch.arange(1, images + 1, device=real.device)).clamp(max=real.shape[0] - 1)
+        mark = _tokens(marked, seen - 1, images)
     images_before = F.pad(seen, (1, 0))
     image = torch.where(seen > images_before[bounds[row]], seen - 1, -1)
     start = torch.cat([bounds[:-1], mark])[torch.where(image < 0, row, bounds.shape[0] - 1 + image)]
     place = real_before[:-1] - real_before[start]
     return Texts(real, row, bounds, mark, image, place, real_before, images_before)
+
+
+def _tokens(chosen: Bool[Tensor, " t"], number: Int[Tensor, " t"], count: int) -> Int[Tensor, " count"]:
+    """The token of each number, where the chosen ones are numbered; 0 where none has it."""
+    at = torch.arange(chosen.shape[0], device=chosen.device)
+    return at.new_zeros(count + 1).scatter(0, torch.where(chosen, number, count), at)[:-1]
 
 
 class Pieces(NamedTuple):
