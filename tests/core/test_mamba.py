@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mmm_core import Mamba, MambaState, ShapeError, native_library, selective_scan
 from mmm_core.layers import native_step
+from mmm_core.layers.native_step import native_stack
 from mmm_core.testing import OUTPUT_TOLERANCE, rms_error_ratio
 
 
@@ -238,6 +239,75 @@ def test_a_step_sees_hooks_and_the_wrong_state():
     with pytest.raises(ShapeError) as raised:
         layer.step(x, other)
     assert str(raised.value) == ("causal_conv1d_update: `state` must be (b, e, k-1) = (2, 16, 3), got (3, 16, 3).")
+
+
+def a_stack(dtype, depth=3, **options):
+    """Layers with a norm before each, a token's residual stream, and their states behind a few tokens."""
+    norms = [nn.RMSNorm(20, eps=1e-5).to(dtype) for _ in range(depth)]
+    mixers = [Mamba(20, **options).to(dtype) for _ in range(depth)]
+    for norm in norms:
+        norm.weight.data.normal_(1)
+    _, states = zip(*(mixer(torch.randn(2, 3, 20, dtype=dtype), return_state=True) for mixer in mixers), strict=True)
+    stream = torch.promote_types(dtype, torch.float32)
+    return norms, mixers, torch.randn(2, 20, dtype=stream), [MambaState(*map(torch.clone, each)) for each in states]
+
+
+def layer_by_layer(norms, mixers, x, states):
+    for norm, mixer, state in zip(norms, mixers, states, strict=True):
+        normed = F.rms_norm(x, (20,), norm.weight.to(x.dtype), norm.eps)
+        x = x + mixer.step(normed.to(norm.weight.dtype), state)
+    return x
+
+
+@pytest.mark.parametrize("options", [*(each for each in OPTIONS if "selection_norm" not in each), {"d_state": 16}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_layers_in_one_call_give_what_they_give_one_by_one(options, dtype):
+    norms, mixers, x, states = a_stack(dtype, **options)
+    others, before = [MambaState(*map(torch.clone, each)) for each in states], x.clone()
+    expected = layer_by_layer(norms, mixers, x, others)
+    y = native_stack(norms, mixers, x, states)
+    assert torch.equal(x, before)
+    half = {"rtol": 2e-2, "atol": 2e-2} if dtype.itemsize == 2 else {"rtol": None, "atol": None}
+    torch.testing.assert_close(y, expected, **half)
+    torch.testing.assert_close(states, others, **half)
+    assert torch.equal(native_stack([], [], x, []), x)
+
+
+STACKS = {
+    "a norm without weight": lambda norms, mixers: norms.__setitem__(1, nn.RMSNorm(20, elementwise_affine=False)),
+    "a norm without eps": lambda norms, mixers: norms.__setitem__(2, nn.RMSNorm(20)),
+    "another norm": lambda norms, mixers: norms.__setitem__(0, nn.LayerNorm(20)),
+    "a norm in another dtype": lambda norms, mixers: norms[1].bfloat16(),
+    "a norm with a hook": lambda norms, mixers: norms[1].register_forward_hook(lambda *call: None),
+    "a norm of another width": lambda norms, mixers: norms.__setitem__(1, nn.RMSNorm(10, eps=1e-5)),
+    "a wider layer": lambda norms, mixers: (norms[1].double(), mixers[1].double()),
+    "a wrapped projection": lambda norms, mixers: wrapped("x_proj")(mixers[2]),
+    "a layer of another width": lambda norms, mixers: mixers.__setitem__(2, Mamba(10)),
+}
+
+
+@pytest.mark.parametrize("change", STACKS.values(), ids=STACKS.keys())
+@torch.no_grad()
+def test_layers_that_do_not_fit_one_call_are_left_as_they_are(change):
+    norms, mixers, x, states = a_stack(torch.float32)
+    before = [MambaState(*map(torch.clone, each)) for each in states]
+    assert native_stack(norms, mixers, x, before) is not None
+    before = [MambaState(*map(torch.clone, each)) for each in states]
+    change(norms, mixers)
+    assert native_stack(norms, mixers, x, states) is None
+    torch.testing.assert_close(states, before, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_stream_that_does_not_fit_is_left_as_it_is(monkeypatch):
+    norms, mixers, x, states = a_stack(torch.float32)
+    for other in (x.double(), x.bfloat16(), x.repeat(5, 1), x[:1], x[:, :10]):
+        assert native_stack(norms, mixers, other, states) is None
+    with torch.enable_grad():
+        assert native_stack(norms, mixers, x, states) is None
+    monkeypatch.setenv("MMM_CORE_BACKEND", "reference")
+    assert native_stack(norms, mixers, x, states) is None
 
 
 def test_a_state_made_for_autograd_knows_that_a_step_wrote_it():

@@ -75,8 +75,22 @@ struct ProductCall {
 // parameters are as the layer has them, conv_weight (e, 1, taps); the states (rows, e, ...) are written in place.
 struct StepCall {
   int64_t wide, rows, dim, e, n, taps, rank;
-  Array x, in_weight, in_bias, conv_weight, conv_bias, x_weight, x_bias, dt_weight, dt_bias, A_log, D;
-  Array out_weight, out_bias, conv_state, ssm_state, out;
+  Array x, out, in_weight, in_bias, conv_weight, conv_bias, x_weight, x_bias, dt_weight, dt_bias, A_log, D;
+  Array out_weight, out_bias, conv_state, ssm_state;
+};
+
+// A layer of a stack. `step` lacks x and out, which are made of the dtype of its weights.
+struct LayerCall {
+  double eps;
+  Array norm_weight;
+  StepCall step;
+};
+
+// One token of layers one behind the other, x + step(rms_norm(x)) each. x (rows, dim) is contiguous, float64 where the call
+// is wide and else float32, and is written in place. The `count` layers stand behind this in memory.
+struct StackCall {
+  int64_t wide, rows, dim, count;
+  Array x;
 };
 
 // torch's `torch_parallel_for`: calls `work` on pieces of [begin, end), each at least `grain` long, on its threads.
@@ -94,6 +108,7 @@ struct Kernels {
   int (*conv_backward)(const ConvBackwardCall&);
   int (*product)(const ProductCall&);
   int (*step)(const StepCall&);
+  int (*stack)(const StackCall&);
   double (*exponentials)(int64_t count);
 };
 

@@ -88,6 +88,7 @@ MMM_EXPORT int mmm_core_conv(const mmm::ConvCall* call) { return mmm::chosen->co
 MMM_EXPORT int mmm_core_conv_backward(const mmm::ConvBackwardCall* call) { return mmm::chosen->conv_backward(*call); }
 MMM_EXPORT int mmm_core_product(const mmm::ProductCall* call) { return mmm::chosen->product(*call); }
 MMM_EXPORT int mmm_core_step(const mmm::StepCall* call) { return mmm::chosen->step(*call); }
+MMM_EXPORT int mmm_core_stack(const mmm::StackCall* call) { return mmm::chosen->stack(*call); }
 
 // For benchmarks: compute this many exponentials and nothing else, and return their sum.
 MMM_EXPORT double mmm_core_exponentials(int64_t count) { return mmm::chosen->exponentials(count); }

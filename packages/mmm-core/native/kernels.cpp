@@ -34,5 +34,5 @@ namespace {
 namespace mmm {
 extern const Kernels MMM_TABLE(MMM_ISA);
 const Kernels MMM_TABLE(MMM_ISA) = {
-    MMM_STRING(MMM_ISA), scan, scan_backward, update, conv, conv_backward, product, step, exponentials};
+    MMM_STRING(MMM_ISA), scan, scan_backward, update, conv, conv_backward, product, step, stack, exponentials};
 }  // namespace mmm

@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmm_block.layer import MambaLayer, rms_norm
+from mmm_core import Mamba
+from mmm_core.layers.native_step import native_stack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,6 +83,19 @@ class MambaStack(nn.Module):
     def step(self, x: Float[Tensor, "b d"], states: Sequence[MambaState]) -> Float[Tensor, "b d"]:
         """Read one token of each row, and write the states in place; gives what `run` gives for it."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        for layer, state in zip(self.layers, states, strict=True):
-            x = layer.step(x, state)  # type: ignore[operator]
-        return rms_norm(x, self.norm_f)
+        stepped = self._step_together(x, states)
+        if stepped is None:
+            for layer, state in zip(self.layers, states, strict=True):
+                x = layer.step(x, state)  # type: ignore[operator]
+            stepped = x
+        return rms_norm(stepped, self.norm_f)
+
+    def _step_together(self, x: Tensor, states: Sequence[MambaState]) -> Tensor | None:
+        """All layers by one call of the CPU's kernels; None where they cannot, or a layer is not as it is made here."""
+        layers: list[Any] = list(self.layers)
+        if any(type(each) is not MambaLayer or type(each.mixer) is not Mamba for each in layers):
+            return None
+        mixers = [layer.mixer for layer in layers]
+        if any(mixer.selection_norm is not None for mixer in mixers):
+            return None
+        return native_stack([layer.norm for layer in layers], mixers, x, states)

@@ -32,6 +32,7 @@ int mmm_core_conv(const mmm::ConvCall* call);
 int mmm_core_conv_backward(const mmm::ConvBackwardCall* call);
 int mmm_core_product(const mmm::ProductCall* call);
 int mmm_core_step(const mmm::StepCall* call);
+int mmm_core_stack(const mmm::StackCall* call);
 }
 
 constexpr unsigned char UNWRITTEN = 0xff;  // a NaN in every dtype
@@ -363,31 +364,69 @@ void exercise_product(Random& random) {
   tensors.run([&] { return mmm_core_product(&call); });
 }
 
-// One token of a layer: the states are results that begin as they are before it.
-void exercise_layer(Random& random) {
+mmm::StepCall make_layer(Tensors& tensors, int64_t rows, int64_t dim) {
+  Random& random = tensors.random;
   mmm::StepCall call{};
-  const int64_t rows = call.rows = 1 + random.below(4), dim = call.dim = random.one_of({1, 7, 64, 200});
-  const int64_t e = call.e = random.one_of({1, 10, 129, 400}), n = call.n = random.one_of({1, 5, 16, 32});
-  const int64_t taps = call.taps = 1 + random.below(5), rank = call.rank = random.one_of({1, 4, 13});
-  Tensors tensors(random);
-  call.x = tensors.input({rows, dim});
+  const int64_t e = random.one_of({1, 10, 129, 400}), n = random.one_of({1, 5, 16, 32});
+  const int64_t taps = 1 + random.below(5), rank = random.one_of({1, 4, 13});
+  call.rows = rows, call.dim = dim, call.e = e, call.n = n, call.taps = taps, call.rank = rank;
   call.in_weight = tensors.weight(2 * e, dim), call.in_bias = tensors.maybe({2 * e});
   call.conv_weight = tensors.input({e, 1, taps}), call.conv_bias = tensors.maybe({e});
   call.x_weight = tensors.weight(rank + 2 * n, e), call.x_bias = tensors.maybe({rank + 2 * n});
   call.dt_weight = tensors.weight(e, rank), call.dt_bias = tensors.maybe({e});
   call.A_log = tensors.input({e, n}), call.D = tensors.input({e});
   call.out_weight = tensors.weight(dim, e), call.out_bias = tensors.maybe({dim});
-  call.wide = tensors.wide();
-  call.out = tensors.result({rows, dim}, call.x.dtype);
-  call.conv_state = tensors.result({rows, e, taps - 1}, call.x.dtype);
-  call.ssm_state = tensors.result({rows, e, n}, call.wide ? mmm::FLOAT64 : mmm::FLOAT32);
+  return call;
+}
+
+void make_states(Tensors& tensors, mmm::StepCall& call, bool wide) {
+  call.wide = wide;
+  call.conv_state = tensors.result({call.rows, call.e, call.taps - 1}, call.in_weight.dtype);
+  call.ssm_state = tensors.result({call.rows, call.e, call.n}, wide ? mmm::FLOAT64 : mmm::FLOAT32);
+}
+
+// Runs a call whose results, from the `first` on, begin as what the call reads there.
+template <class Run>
+void run_from_states(Tensors& tensors, size_t first, const Run& run_call) {
   tensors.run([&] {
-    for (size_t i = 1; i < 3; ++i) {
+    for (size_t i = first; i < tensors.results.size(); ++i) {
       Random start;
       tensors.results[i]->fill(start, -1, 1);
     }
-    return mmm_core_step(&call);
+    return run_call();
   });
+}
+
+// One token of a layer.
+void exercise_layer(Random& random) {
+  const int64_t rows = 1 + random.below(4), dim = random.one_of({1, 7, 64, 200});
+  Tensors tensors(random);
+  mmm::StepCall call = make_layer(tensors, rows, dim);
+  call.x = tensors.input({rows, dim});
+  const bool wide = tensors.wide();
+  call.out = tensors.result({rows, dim}, call.x.dtype);
+  make_states(tensors, call, wide);
+  run_from_states(tensors, 1, [&] { return mmm_core_step(&call); });
+}
+
+// One token of a few layers.
+void exercise_stack(Random& random) {
+  constexpr int MOST = 3;
+  struct {
+    mmm::StackCall call;
+    mmm::LayerCall layers[MOST];
+  } stack{};
+  const int64_t rows = 1 + random.below(4), dim = random.one_of({1, 7, 64, 200});
+  Tensors tensors(random);
+  stack.call.rows = rows, stack.call.dim = dim, stack.call.count = random.below(MOST + 1);
+  for (int i = 0; i < stack.call.count; ++i)
+    stack.layers[i] = {1e-5, tensors.input({dim}), make_layer(tensors, rows, dim)};
+  const bool wide = tensors.wide();
+  stack.call.wide = wide;
+  tensors.results.emplace_back(new Tensor(random, wide ? mmm::FLOAT64 : mmm::FLOAT32, {rows, dim}, 1));
+  stack.call.x = tensors.results[0]->array;
+  for (int i = 0; i < stack.call.count; ++i) make_states(tensors, stack.layers[i].step, wide);
+  run_from_states(tensors, 0, [&] { return mmm_core_stack(&stack.call); });
 }
 
 }  // namespace
@@ -400,7 +439,7 @@ int main(int count, char** arguments) {
     shared_out = 0;
     for (int i = 0; i < calls; ++i) {
       exercise_scan(random), exercise_conv(random), exercise_step(random);
-      exercise_product(random), exercise_layer(random);
+      exercise_product(random), exercise_layer(random), exercise_stack(random);
     }
     expect(shared_out >= calls / 10, "hardly a call was large enough for threads");
     std::printf("%s: %d calls of each operation, %d times on threads\n", isa, calls, shared_out);

@@ -73,10 +73,13 @@ def apply_linear(module: nn.Module, x: Float[Tensor, "*b k"]) -> Float[Tensor, "
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a call of the module is `torch.nn.functional.linear` on its parameters, and nothing else."""
+    return type(module) is nn.Linear and nn.Linear.forward is _FORWARD and is_called_as_it_is(module)
+
+
+def is_called_as_it_is(module: nn.Module) -> bool:
+    """Whether a call of the module is its class's `forward`: nobody put another in its place, or a hook beside it."""
     return (
-        type(module) is nn.Linear
-        and nn.Linear.forward is _FORWARD
-        and "forward" not in module.__dict__
+        "forward" not in module.__dict__
         and module._compiled_call_impl is None
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
@@ -104,13 +107,14 @@ def unwatched(products: Sequence[Tensor | None], others: Sequence[Tensor | None]
     )
 
 
-def kernel_takes(where: str, x: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether our kernel multiplies `x`, `(..., k)`, with these matrices; `where` is who asks, for an error's text."""
-    return (
-        0 < x.numel() <= MOST_ROWS * x.shape[-1]
-        and all(weight.ndim == 2 and weight.stride(1) == 1 for weight in weights)
-        and choose(where, None, "x", x.device) == "native"
-    )
+def kernel_takes(where: str, x: Tensor) -> bool:
+    """Whether our kernel multiplies as many rows as `x`, `(..., k)`, has; `where` is who asks, for an error's text."""
+    return 0 < x.numel() <= MOST_ROWS * x.shape[-1] and choose(where, None, "x", x.device) == "native"
+
+
+def are_streams(weights: Sequence[Tensor]) -> bool:
+    """Whether the rows of these tensors stand in memory as our kernel reads a weight's."""
+    return all(weight.ndim == 2 and weight.stride(1) == 1 for weight in weights)
 
 
 def _product_for(x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor] | None:
@@ -120,7 +124,7 @@ def _product_for(x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[...
     fits = x.ndim > 0 and weight.ndim == 2 and x.shape[-1] == weight.shape[1] > 0 and weight.shape[0] > 0
     if not fits or (bias is not None and bias.shape != weight.shape[:1]):
         return None
-    if kernel_takes("linear", x, (weight,)):
+    if are_streams((weight,)) and kernel_takes("linear", x):
         return _multiply_rows
     if ONEDNN is not None and x.dtype == torch.float32 and torch.backends.mkldnn.enabled:
         return _multiply

@@ -187,7 +187,7 @@ class Mamba(nn.Module):
         if x.ndim != 2 or x.shape[-1] != self.dim:
             raise ShapeError(f"Mamba.step: `x` must be (b, dim) with dim = {self.dim}, got {tuple(x.shape)}.")
         conv_state, ssm_state = state
-        out = native_step(self, x, conv_state, ssm_state) if self.selection_norm is None else None
+        out = native_step(self, x, (conv_state, ssm_state)) if self.selection_norm is None else None
         if out is not None:
             return out
         x, z = apply_linear(self.in_proj, x).chunk(2, dim=-1)  # (b, e)
