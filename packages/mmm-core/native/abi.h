@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#define MMM_CORE_ABI 5
+#define MMM_CORE_ABI 6
 
 namespace mmm {
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-ABI = 5
+ABI = 6
 VARIABLE = "MMM_CORE_ISA"
 _NAMES = {"win32": "mmm_core_native.dll", "darwin": "libmmm_core_native.dylib"}
 NAME = _NAMES.get(sys.platform, "libmmm_core_native.so")
