@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import mmm_fusion
-from mmm_block import ConfigError, MultiModalMamba
-from mmm_block.weights import own_tensors
+from mmm_block import CheckpointError, ConfigError, MultiModalMamba
+from mmm_block.weights import own_tensors, read_weights
 from mmm_fusion import local
 from mmm_fusion.methods import Concat
 
@@ -237,6 +237,35 @@ def test_a_crash_leaves_a_whole_checkpoint(saved: Path, monkeypatch: pytest.Monk
     old.save_pretrained(saved)
     assert same(MultiModalMamba.from_pretrained(saved), old)
     assert sorted(os.listdir(saved)) == [CARD, CONFIG, WEIGHTS]
+
+
+@pytest.mark.parametrize("form", [{}, {"max_shard_size": 600}])
+def test_a_model_that_is_saved_while_it_is_loaded(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]
+) -> None:
+    new, saves = made(**TEXT), []
+
+    def read(folder: Path) -> dict[str, torch.Tensor]:  # the old config has been read
+        if not saves:
+            saves.append(new.save_pretrained(saved, **form))
+        return read_weights(folder)
+
+    monkeypatch.setattr("mmm_block.checkpoint.read_weights", read)
+    MultiModalMamba(**TEXT | {"dim": 16}).save_pretrained(saved)
+    loaded = MultiModalMamba.from_pretrained(saved)
+    assert loaded.config == new.config
+    assert same(loaded, new)
+
+
+def test_a_folder_in_the_place_of_a_config(saved: Path) -> None:
+    weights = (saved / WEIGHTS).read_bytes()
+    (saved / CONFIG).unlink()
+    (saved / CONFIG).mkdir()
+    with pytest.raises(CheckpointError, match="JSON was expected, got what is none: "):
+        MultiModalMamba.from_pretrained(saved)
+    with pytest.raises(CheckpointError, match=r"config\.json: a file, or nothing, was expected where one is saved"):
+        made(**TEXT).save_pretrained(saved)
+    assert (saved / WEIGHTS).read_bytes() == weights
 
 
 def test_weights_of_two_names_in_one_memory(tmp_path: Path) -> None:

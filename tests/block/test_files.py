@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from mmm_block.files import current, replacing, write_whole
+from mmm_block import CheckpointError
+from mmm_block.files import read_steady, replacing, write_whole
 
 STALE = re.compile(r"weights.*")
 OLD = {"config": "old", "weights": "old", "weights-2": "old", "mine": "kept"}
@@ -75,8 +77,7 @@ def crashes(tmp_path: Path) -> Iterator[Path]:
 
 def state_of(folder: Path) -> dict[str, str]:
     """What a reader finds: files of the new state beside those of its own."""
-    files = read(current(folder))
-    return files if current(folder) == folder else {"mine": (folder / "mine").read_text(), **files}
+    return {"mine": (folder / "mine").read_text(), **read_steady(folder, ["config", "weights*"], read)}
 
 
 def test_replaced_whole(tmp_path: Path) -> None:
@@ -164,3 +165,126 @@ def test_files_that_others_may_read(tmp_path: Path) -> None:
     finally:
         os.umask(mask)
     assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_reader_beside_a_saver_finds_files_of_one_state(tmp_path: Path) -> None:
+    write(tmp_path, OLD)
+    reads = []
+
+    def while_it_saves(folder: Path) -> dict[str, str]:
+        config = (folder / "config").read_text()
+        if not reads:
+            save(tmp_path)
+        reads.append(folder)
+        return {"config": config, "weights": (folder / "weights").read_text()}
+
+    assert read_steady(tmp_path, ["config", "weights*"], while_it_saves) == {"config": "new", "weights": "new"}
+    assert len(reads) == 2
+
+
+def test_a_reader_whose_folder_goes(tmp_path: Path) -> None:
+    (tmp_path / ".saved").mkdir()
+    write(tmp_path / ".saved", {"config": "old", "weights": "old"})
+
+    def while_it_saves(folder: Path) -> dict[str, str]:
+        save(tmp_path)
+        return read(folder)
+
+    with pytest.raises(CheckpointError) as caught:
+        read_steady(tmp_path, ["weights*"], while_it_saves)
+    assert str(caught.value) == (
+        f"{tmp_path}: files that stay while they are read were expected, got others 10 times. "
+        "Read it while nobody saves there."
+    )
+
+
+def test_an_error_of_a_folder_that_nobody_writes_to(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="weights"):
+        read_steady(tmp_path, ["weights*"], lambda folder: (folder / "weights").read_text())
+
+
+def test_two_savers_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    come = threading.Event()  # to the door, or out again
+    second = threading.Thread(target=lambda: (save(tmp_path), come.set()))
+    lock, asked = fcntl.flock, []
+
+    def flock(*args: Any) -> None:
+        asked.append(args)
+        if len(asked) == 2:
+            come.set()
+        lock(*args)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with replacing(tmp_path, STALE) as new:
+        write(new, {"weights": "first"})
+        second.start()
+        come.wait()
+        write(new, {"config": "first", "weights-9": "first"})
+    second.join()
+    assert {**read(tmp_path), "mine": "kept"} == NEW
+    assert {path.name for path in tmp_path.iterdir()} == NEW.keys() - {"mine"}
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "nested", "empty"])
+def test_what_no_save_has_left_is_not_lost(tmp_path: Path, kind: str) -> None:
+    folder, saved = tmp_path / "model", tmp_path / "model" / ".saved"
+    folder.mkdir()
+    write(folder, OLD)
+    match kind:
+        case "file":
+            saved.write_text("mine")
+        case "link":
+            saved.symlink_to(tmp_path)
+        case "nested":
+            (saved / "weights").mkdir(parents=True)
+            (saved / "config").write_text("mine")
+        case "empty":
+            saved.mkdir()
+    with pytest.raises(CheckpointError) as caught:
+        save(folder)
+    assert str(caught.value) == (
+        f"{saved}: a folder of files was expected, as saving makes it, got something else. "
+        "Move it away, and save again."
+    )
+    assert read(folder) == OLD | ({".saved": "mine"} if kind == "file" else {})
+    saved.rename(tmp_path / "away")
+    save(folder)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == NEW
+
+
+def test_files_and_links_of_the_names_of_leftovers_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write(folder, {**OLD, ".saving-a": "mine"})
+    (folder / ".saving-b").symlink_to(tmp_path)
+    save(folder)
+    assert read(folder) == {**NEW, ".saving-a": "mine"}
+    assert (folder / ".saving-b").is_symlink()
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_a_folder_where_a_file_goes(tmp_path: Path, crashed: bool) -> None:
+    write(tmp_path, {name: text for name, text in OLD.items() if name != "config"})
+    (tmp_path / "config" / "mine").mkdir(parents=True)
+    if crashed:
+        (tmp_path / ".saved").mkdir()
+        write(tmp_path / ".saved", {"config": "crashed", "weights": "crashed"})
+    with pytest.raises(CheckpointError) as caught:
+        save(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'config'}: a file, or nothing, was expected where one is saved, got a folder. "
+        "Move it away, and save again."
+    )
+    assert read(tmp_path) == {name: text for name, text in OLD.items() if name != "config"}
+    assert (tmp_path / "config" / "mine").is_dir()
+    (tmp_path / "config").rename(tmp_path / "away")
+    save(tmp_path)
+    assert read(tmp_path) == NEW
+
+
+def test_a_folder_of_the_name_of_an_old_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "weights-7").mkdir()
+    save(tmp_path)
+    assert (tmp_path / "weights-7").is_dir()

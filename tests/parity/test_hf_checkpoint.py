@@ -52,6 +52,22 @@ def test_ours_is_loaded(build_ours, prompts, tmp_path, auto, tied):
     assert model.generation_config.pad_token_id == 0
 
 
+def test_ours_is_loaded_after_a_crash_while_it_was_saved(build_ours, tmp_path, monkeypatch):
+    old, new = build_ours().core, build_ours().core
+    torch.nn.init.normal_(new.embedding.weight)
+    old.save_pretrained(tmp_path)
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", crash)  # at the first file that takes its place
+        with pytest.raises(KeyboardInterrupt):
+            new.save_pretrained(tmp_path)
+    model = MultiModalMambaForConditionalGeneration.from_pretrained(pretrained_model_name_or_path=tmp_path)
+    assert model.embedding.weight.equal(new.embedding.weight)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_ours_loads_it(build_ours, prompts, tmp_path, tied):
     model = build_ours(tie_embeddings=tied, fusion_method="concat", dropout=0.25, patch_size=(8, 4))

@@ -18,7 +18,7 @@ import mmm_fusion
 from mmm_block.card import TEMPLATE, card_values
 from mmm_block.config import MultiModalMambaConfig
 from mmm_block.errors import CheckpointError, ConfigError
-from mmm_block.files import replacing, write_json
+from mmm_block.files import read_steady, replacing, write_json
 from mmm_block.hub import fetch
 from mmm_block.origins import origin, requirement, source, told
 from mmm_block.unfilled import Unfilled
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from huggingface_hub import ModelCard
+    from torch import Tensor
 
 T = TypeVar("T", bound="Pretrained")
 
@@ -85,7 +86,7 @@ class Pretrained(
         with replacing(folder, FILES) as new:
             write_weights(new, own_tensors(self), max_shard_size)  # type: ignore[arg-type]  # it is a module
             write_json(new / CONFIG, self._config_json())
-            if (folder / "README.md").exists():
+            if (folder / "README.md").is_file():
                 shutil.copyfile(folder / "README.md", new / "README.md")
             else:
                 self.generate_model_card(**card).save(new / "README.md")
@@ -138,14 +139,8 @@ class Pretrained(
             force_download=force_download,
             local_files_only=local_files_only,
         )
-        values = read_config(folder / CONFIG)
+        values, weights = read_steady(folder, NEEDED, _read)
         about = {key: values.pop(key) for key in ABOUT if key in values}
-        if (got := about.get("model_type")) != MODEL_TYPE:
-            raise CheckpointError(
-                f"{folder / CONFIG}: model_type must be '{MODEL_TYPE}', got {got!r}. "
-                "Mamba models of other libraries can be converted: see `python -m mmm_block convert --help`."
-            )
-        weights = read_weights(folder)
         model = cls._from_values({**values, **fields}, about.get("fusion_source"), folder / CONFIG)
         put_weights(model, weights, str(folder), torch.device(device), dtype)
         model.eval()
@@ -251,6 +246,17 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: a JSON object was expected, got {type(values).__name__}. Restore the file.")
     return values
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the weights in a folder."""
+    values = read_config(folder / CONFIG)
+    if (got := values.get("model_type")) != MODEL_TYPE:
+        raise CheckpointError(
+            f"{folder / CONFIG}: model_type must be '{MODEL_TYPE}', got {got!r}. "
+            "Mamba models of other libraries can be converted: see `python -m mmm_block convert --help`."
+        )
+    return values, read_weights(folder)
 
 
 def _where_it_was(was: Mapping[str, str]) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mmm_block.errors import CheckpointError
-from mmm_block.files import current
 
 
 def fetch(source: str | Path, patterns: list[str], **options: Any) -> Path:
@@ -25,7 +24,7 @@ def fetch(source: str | Path, patterns: list[str], **options: Any) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     if Path(source).is_dir():
-        return current(Path(source))
+        return Path(source)
     try:
         return Path(snapshot_download(str(source), allow_patterns=patterns, **options))
     except HFValidationError as error:

@@ -13,7 +13,7 @@ import torch
 
 import mmm_fusion
 from mmm_block import CheckpointError
-from mmm_block.files import current, write_json, write_whole
+from mmm_block.files import read_steady, write_json, write_whole
 from mmm_block.origins import origin, source
 from mmm_block.weights import put_weights, read_weights
 from mmm_train.checkpoint import read_json, read_tensors, write_tensors
@@ -199,7 +199,8 @@ class Run:
         """
         model = self.new_model()
         try:
-            put_weights(model, read_weights(current(self.folder)), str(self.folder), torch.device(device), None)
+            weights = read_steady(self.folder, ["model*"], read_weights)
+            put_weights(model, weights, str(self.folder), torch.device(device), None)
         except CheckpointError as error:
             raise RunError(str(error)) from error
         return model.eval()

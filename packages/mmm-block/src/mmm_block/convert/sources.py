@@ -10,6 +10,7 @@ import torch
 
 from mmm_block.checkpoint import CONFIG, NEEDED, read_config
 from mmm_block.errors import CheckpointError
+from mmm_block.files import read_steady
 from mmm_block.hub import fetch
 from mmm_block.tensor_file import read_tensors
 from mmm_block.weights import INDEX, SINGLE, read_weights
@@ -34,24 +35,24 @@ def read_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[dict
     """
     path = Path(source)
     if path.is_file():
-        folder, file = path.parent, path
-    else:
-        folder = fetch(source, [*NEEDED, *([PICKLE] if allow_pickle else [])])
-        file = folder / PICKLE
-    config = read_config(folder / CONFIG)
-    if path.is_file() and path.suffix == ".safetensors":
-        return config, read_tensors(path)[0]
-    if not path.is_file() and ((folder / SINGLE).is_file() or (folder / INDEX).is_file() or not file.is_file()):
-        return config, read_weights(folder)
-    if not allow_pickle:
+        config = read_config(path.parent / CONFIG)
+        return config, read_tensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path, allow_pickle)
+    patterns = [*NEEDED, *([PICKLE] if allow_pickle else [])]
+
+    def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        safe = (folder / SINGLE).is_file() or (folder / INDEX).is_file() or not (folder / PICKLE).is_file()
+        config = read_config(folder / CONFIG)
+        return config, read_weights(folder) if safe else _read_pickle(folder / PICKLE, allow_pickle)
+
+    return read_steady(fetch(source, patterns), patterns, read)
+
+
+def _read_pickle(path: Path, allowed: bool) -> dict[str, Tensor]:
+    if not allowed:
         raise CheckpointError(
-            f"{file}: a safetensors file was expected, got a pickle, which may run code when it is read. "
+            f"{path}: a safetensors file was expected, got a pickle, which may run code when it is read. "
             "If you trust its maker, allow it: --allow-pickle, or allow_pickle=True."
         )
-    return config, _read_pickle(file)
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:

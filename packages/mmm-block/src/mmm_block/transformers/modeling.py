@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from mmm_block.checkpoint import CONFIG, look_at_source, naming
+from mmm_block.checkpoint import CONFIG, NEEDED, look_at_source, naming
 from mmm_block.errors import CheckpointError, InputError
+from mmm_block.files import read_steady
 from mmm_block.inputs import check_images
 from mmm_block.model import MultiModalMamba
 from mmm_block.transformers.cache import MultiModalMambaCache
@@ -231,10 +233,17 @@ class MultiModalMambaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return input_ids, kwargs if pixels is None else {**kwargs, "pixel_values": pixels}
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Load a model that this class or `MultiModalMamba` saved: all of its weights, or an error.
 
         Args:
+            pretrained_model_name_or_path: A folder, or a repository of the hub.
             args: As those of `PreTrainedModel.from_pretrained`.
             output_loading_info: Return what was loaded as well.
             kwargs: As those of `PreTrainedModel.from_pretrained`, and fields of the config.
@@ -247,13 +256,21 @@ class MultiModalMambaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         # Never a pickle; and what is of another form is told of below, with the rest.
         kwargs = {"use_safetensors": True, **kwargs, "ignore_mismatched_sizes": True}
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        load, source = super().from_pretrained, pretrained_model_name_or_path
+
+        def read(folder: str | os.PathLike[str] | None) -> Any:
+            return load(folder, *args, output_loading_info=True, **kwargs)
+
+        if source is None or not os.path.isdir(source) or "subfolder" in kwargs:
+            model, info = read(source)
+        else:
+            model, info = read_steady(Path(source), NEEDED, read)
         missing, unexpected = info["missing_keys"], info["unexpected_keys"]
         wrong = listed(sorted(f"`{name}`" for name, *_ in info["mismatched_keys"]))
         if missing or unexpected or wrong:
             differences = [difference(missing, unexpected), f"of another form: {wrong}" if wrong else ""]
             raise CheckpointError(
-                f"{args[0]}: the weights of the model that its config describes were expected; "
+                f"{source}: the weights of the model that its config describes were expected; "
                 f"{'; '.join(filter(None, differences))}. Take config and weights from one checkpoint."
             )
         return (model, info) if output_loading_info else model
