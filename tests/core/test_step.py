@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -105,11 +106,29 @@ def test_a_row_that_is_expanded_serves_all_rows():
 
 
 @operations
-def test_a_state_that_shares_its_memory_is_refused(operation):
+@pytest.mark.parametrize("kind", ["rows", "strides"])
+def test_a_state_that_shares_its_memory_is_refused(operation, kind):
     step, case = STEPS[operation]
     token, state = token_of(case)
-    with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
-        step(state[:1].expand_as(state), **token)
+    shared = state[:1].expand_as(state) if kind == "rows" else state.as_strided(state.shape, (1, 2, 1))
+    before = state.clone()
+    with pytest.raises(RuntimeError) as caught:
+        step(shared, **token)
+    assert str(caught.value) == (
+        f"a step: each number of the state must have a place of its own in memory, got {tuple(state.shape)} with "
+        f"strides {shared.stride()}. Pass state.contiguous()."
+    )
+    assert torch.equal(state, before)
+
+
+@operations
+def test_a_state_of_strides_that_interlock_is_written(operation):
+    step, case = STEPS[operation]
+    token, state = token_of(case)
+    other = torch.zeros(1000).as_strided(state.shape, (3, 100, 2))
+    other.copy_(state)
+    torch.testing.assert_close(step(other, **token), step(state, **token))
+    torch.testing.assert_close(other.contiguous(), state)
 
 
 @operations
@@ -407,6 +426,41 @@ def test_a_transform_that_the_operator_lacks_raises(operation):
     name = "u" if operation == "scan" else "x"
     with pytest.raises(RuntimeError, match="functorch transforms"):
         torch.func.grad(lambda x: run(**tensors | {name: x}).square().sum())(tensors[name])
+
+
+def tangent_of_forward_ad(f, x):
+    with torch.no_grad(), forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+def tangent_of_jvp(f, x):
+    return torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
+
+
+@operations
+@kinds
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch makes its own by it
+@pytest.mark.parametrize("tangent", [tangent_of_forward_ad, tangent_of_jvp, lambda f, x: torch.func.jacfwd(f)(x)])
+def test_tangents_are_refused(operation, kind, tangent):
+    """They are not dropped."""
+    run, tensors = call_of(operation, kind)
+    whole, name = kind == "whole", "u" if operation == "scan" else "x"
+    where = {"scan": ("selective_state_update", "selective_scan"), "conv": ("causal_conv1d_update", "causal_conv1d")}
+    with pytest.raises(RuntimeError) as caught:
+        tangent(lambda x: run(**tensors | {name: x}), tensors[name])
+    assert str(caught.value) == (
+        f"{where[operation][whole]}: tensors without tangents of forward-mode gradients were expected, as of "
+        "torch.func.jvp, got one with. There is a gradient by backward alone: use torch.autograd.grad."
+    )
+
+
+@operations
+@kinds
+def test_a_call_without_tangents_beside_others_with(operation, kind):
+    run, tensors = call_of(operation, kind)
+    expected = run(**{name: x.clone() for name, x in tensors.items()})
+    with forward_ad.dual_level():
+        torch.testing.assert_close(run(**tensors), expected)
 
 
 @operations

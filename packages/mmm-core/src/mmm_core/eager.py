@@ -35,6 +35,21 @@ def eager(tensors: Iterable[Tensor | None]) -> bool:
     return True
 
 
+def refuse_tangents(where: str, tensors: Iterable[Tensor | None]) -> None:
+    """Raise for an operator that is not called eagerly where torch would drop what it cannot carry on.
+
+    Raises:
+        RuntimeError: A tensor has a tangent of forward-mode gradients.
+    """
+    if forward_ad._current_level < 0:
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise RuntimeError(
+            f"{where}: tensors without tangents of forward-mode gradients were expected, as of torch.func.jvp, got one "
+            "with. There is a gradient by backward alone: use torch.autograd.grad."
+        )
+
+
 def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
     """Whether a call on these tensors is to be recorded."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
@@ -43,12 +58,33 @@ def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
 def writable(state: Tensor) -> bool:
     """Whether a kernel may write a state where it stands, and if so, tell autograd that it was written.
 
-    `copy_` is for the others: it refuses a state whose numbers share their memory, as an expanded one's do.
+    `copy_` is for the others, and says why not. Whether a state shares memory with other tensors of a call is not asked
+    for: that would take as long as the call.
+
+    Raises:
+        RuntimeError: Numbers of the state share their memory, as an expanded one's do.
     """
-    if 0 in state.stride() or (state.is_inference() and not torch.is_inference_mode_enabled()):
+    if not state.is_contiguous() and torch._debug_has_internal_overlap(state) and _overlaps(state):
+        raise RuntimeError(
+            "a step: each number of the state must have a place of its own in memory, got "
+            f"{tuple(state.shape)} with strides {state.stride()}. Pass state.contiguous()."
+        )
+    if state.is_inference() and not torch.is_inference_mode_enabled():
         return False
     torch.autograd.graph.increment_version(state)
     return True
+
+
+def _overlaps(x: Tensor) -> bool:
+    """Whether two numbers of a tensor stand in one place."""
+    reach, nested = 0, True
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        nested &= stride > reach or size == 1
+        reach += (size - 1) * stride
+    if nested:
+        return False
+    places = torch.arange(reach + 1).as_strided(x.shape, x.stride())
+    return len(places.unique()) < x.numel()
 
 
 def differentiable(

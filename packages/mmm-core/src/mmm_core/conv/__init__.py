@@ -11,7 +11,7 @@ from mmm_core.conv import native
 from mmm_core.conv.decomposition import decomposition
 from mmm_core.conv.operator import causal_conv1d as _operator
 from mmm_core.conv.operator import eager_causal_conv1d, forward
-from mmm_core.eager import eager, needs_gradient, writable
+from mmm_core.eager import eager, needs_gradient, refuse_tangents, writable
 from mmm_core.errors import ShapeError, expect_floating, expect_rank, expect_shape
 from mmm_core.sequences import check_cu_seqlens, state_rows
 
@@ -53,6 +53,7 @@ def causal_conv1d(
         TypeError: A tensor is not of a real floating dtype.
         ValueError: A tensor is on another device than `x`, or `activation` is unknown.
         BackendUnavailable: The forced backend cannot run the call.
+        RuntimeError: A tensor has a tangent of forward-mode gradients.
     Source:
         arXiv:2312.00752 §3.4; as causal_conv1d's `causal_conv1d_fn`, channel-last.
     """
@@ -63,6 +64,7 @@ def causal_conv1d(
     if eager(tensors):
         run = eager_causal_conv1d if needs_gradient(tensors) else forward
     else:
+        refuse_tangents(where, tensors)
         run = decomposition if torch.onnx.is_in_onnx_export() else _operator
     out, state = run(*tensors, cu_seqlens, activation == "silu", reverse, chosen)
     return (out, state) if return_final_state else out
@@ -93,6 +95,7 @@ def causal_conv1d_update(
         ShapeError: An axis disagrees; names the tensor and the axis.
         TypeError: A tensor is not of a real floating dtype.
         ValueError: A tensor is on another device than `x`, or `activation` is unknown.
+        RuntimeError: Numbers of the state share their memory, or a tensor has a tangent of forward-mode gradients.
     Source:
         As causal_conv1d's `causal_conv1d_update`.
     """
@@ -101,6 +104,7 @@ def causal_conv1d_update(
     chosen, silu = choose(where, None, "x", x.device), activation == "silu"
     if chosen == "native" and eager((x, weight, bias, state)) and writable(state):
         return native.update(x, weight, bias, state, silu)
+    refuse_tangents(where, (x, weight, bias, state))
     with torch.no_grad():
         out, _ = _operator(x.unsqueeze(1), weight, bias, state, None, silu, False, chosen)
         state.copy_(

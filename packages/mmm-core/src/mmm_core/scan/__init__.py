@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmm_core.backends import choose
-from mmm_core.eager import eager, needs_gradient, writable
+from mmm_core.eager import eager, needs_gradient, refuse_tangents, writable
 from mmm_core.scan import native
 from mmm_core.scan.check import check
 from mmm_core.scan.decomposition import decomposition
@@ -66,6 +66,7 @@ def selective_scan(
         TypeError: A tensor is not of a real floating dtype.
         ValueError: A tensor is on another device than `u`.
         BackendUnavailable: The forced backend cannot run the call.
+        RuntimeError: A tensor has a tangent of forward-mode gradients.
     Source:
         arXiv:2312.00752, algorithm 2; as mamba_ssm's `selective_scan_fn`, channel-last.
     """
@@ -111,6 +112,7 @@ def selective_state_update(
         ShapeError: An axis disagrees; names the tensor and the axis.
         TypeError: A tensor is not of a real floating dtype.
         ValueError: A tensor is on another device than `u`.
+        RuntimeError: Numbers of the state share their memory, or a tensor has a tangent of forward-mode gradients.
     Source:
         As mamba_ssm's `selective_state_update`.
     """
@@ -152,6 +154,7 @@ def _run(
     if eager(tensors):
         run = eager_selective_scan if save else forward
     else:
+        refuse_tangents(where, tensors)
         run = decomposition if torch.onnx.is_in_onnx_export() else _operator
     out, state, _ = run(*tensors, cu_seqlens, delta_softplus, reverse, save, chosen)
     return out, state
