@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 import mmm_fusion
 from mmm_block import ImageTokens, InputError, MultiModalMamba, MultiModalMambaConfig
+from mmm_core import Mamba
 
 METHODS = [method.name for method in mmm_fusion.available()]
 methods = pytest.mark.parametrize("method", METHODS)
@@ -150,6 +152,39 @@ def test_any_split_of_a_text_gives_the_logits_of_the_whole(small, method, rows, 
     for ours, whole in zip(found, expected, strict=True):
         torch.testing.assert_close(torch.stack(ours), whole, **CLOSE)
     assert state.length.tolist() == [len(whole) for whole in wholes]
+
+
+def hastily(mixer, x):
+    selected = Mamba._selected_by(mixer, x)
+    return {**selected, "delta": selected["delta"] + 5}
+
+
+class Hasty(Mamba):
+    _selected_by = hastily
+
+
+def half_as_much(mixer):
+    return lambda x, state: Mamba.step(mixer, x, state) / 2
+
+
+@pytest.mark.parametrize(
+    ("change", "goes_on"),
+    [
+        (lambda layer: setattr(layer.mixer, "__class__", Hasty), True),
+        (lambda layer: setattr(layer.mixer, "_selected_by", partial(hastily, layer.mixer)), True),
+        (lambda layer: setattr(layer.mixer, "step", half_as_much(layer.mixer)), False),
+        (lambda layer: setattr(layer, "step", lambda x, state: x), False),
+    ],
+)
+@torch.no_grad()
+def test_a_step_is_that_of_each_layer(small, change, goes_on):
+    model, ids = small(image_token_id=None), torch.tensor([[5, 6, 7, 8]])
+    before = model.step(ids[:, 3], model(ids[:, :3], return_state=True).state)
+    change(model.backbone.layers[1])
+    after = model.step(ids[:, 3], model(ids[:, :3], return_state=True).state)
+    assert (after - before).abs().max() > 1e-3
+    if goes_on:
+        torch.testing.assert_close(after, model(ids).logits[:, 3], **CLOSE)
 
 
 @methods

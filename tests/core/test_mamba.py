@@ -1,6 +1,7 @@
 """The `Mamba` layer: against its definition, its start, its state, and its errors."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -191,6 +192,20 @@ def wrapped(name):
     return lambda layer: setattr(layer, name, LowRank(getattr(layer, name)))
 
 
+def selecting_by(layer, x):
+    """A selection of one's own."""
+    selected = Mamba._selected_by(layer, x)
+    return {**selected, "B": 2 * selected["B"]}
+
+
+class Selective(Mamba):
+    _selected_by = selecting_by
+
+
+class Renamed(Mamba):
+    """Nothing of it is another."""
+
+
 # How a layer was changed, the rows, and whether a step of it is one call of the kernel.
 STEPS = {
     "plain": (lambda layer: None, 1, True),
@@ -205,6 +220,9 @@ STEPS = {
     "out_proj wrapped": (wrapped("out_proj"), 2, False),
     "D wider than the rest": (lambda layer: setattr(layer.D, "data", layer.D.double()), 2, False),
     "transposed in memory": (with_spread_parameters, 2, False),
+    "a class that selects otherwise": (lambda layer: setattr(layer, "__class__", Selective), 2, False),
+    "another selection": (lambda layer: setattr(layer, "_selected_by", partial(selecting_by, layer)), 2, False),
+    "a class of one's own": (lambda layer: setattr(layer, "__class__", Renamed), 2, True),
 }
 
 

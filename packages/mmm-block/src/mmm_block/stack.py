@@ -93,9 +93,14 @@ class MambaStack(nn.Module):
     def _step_together(self, x: Tensor, states: Sequence[MambaState]) -> Tensor | None:
         """All layers by one call of the CPU's kernels; None where they cannot, or a layer is not as it is made here."""
         layers: list[Any] = list(self.layers)
-        if any(type(each) is not MambaLayer or type(each.mixer) is not Mamba for each in layers):
+        if not all(_is_plain(each, MambaLayer) and _is_plain(each.mixer, Mamba) for each in layers):
             return None
         mixers = [layer.mixer for layer in layers]
-        if any(mixer.selection_norm is not None for mixer in mixers):
+        if not all(mixer.selects_plainly() for mixer in mixers):
             return None
         return native_stack([layer.norm for layer in layers], mixers, x, states)
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a step of the module is that of its class."""
+    return type(module) is kind and "step" not in module.__dict__

@@ -187,13 +187,17 @@ class Mamba(nn.Module):
         if x.ndim != 2 or x.shape[-1] != self.dim:
             raise ShapeError(f"Mamba.step: `x` must be (b, dim) with dim = {self.dim}, got {tuple(x.shape)}.")
         conv_state, ssm_state = state
-        out = native_step(self, x, (conv_state, ssm_state)) if self.selection_norm is None else None
+        out = native_step(self, x, (conv_state, ssm_state)) if self.selects_plainly() else None
         if out is not None:
             return out
         x, z = apply_linear(self.in_proj, x).chunk(2, dim=-1)  # (b, e)
         x = causal_conv1d_update(x, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
         y = selective_state_update(ssm_state, x, **self._selected_by(x), D=self.D, z=z, delta_softplus=True)
         return apply_linear(self.out_proj, y)
+
+    def selects_plainly(self) -> bool:
+        """Whether each token selects as in mamba_ssm: there are no norms, and no other `_selected_by` in its place."""
+        return self.selection_norm is None and getattr(self._selected_by, "__func__", None) is Mamba._selected_by
 
     def _selected_by(self, x: Tensor) -> dict[str, Any]:
         """What each token selects, and what it does not depend on: arguments of the scan by their names."""
