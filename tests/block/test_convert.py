@@ -278,6 +278,40 @@ def test_two_heads_and_a_config_that_ties_them() -> None:
     )
 
 
+def test_a_head_that_is_the_embedding_with_a_nan_in_it() -> None:
+    weights = weights_of()
+    weights["backbone.embeddings.weight"][1, 2] = torch.nan
+    head = weights["backbone.embeddings.weight"].clone()
+    assert "lm_head.weight" not in from_mamba(MAMBA, weights | {"lm_head.weight": head})[1]
+    for other in (head.nan_to_num(), head.half(), head[:1]):
+        assert "got two different matrices" in error_of(MAMBA, weights | {"lm_head.weight": other})
+
+
+def test_an_inner_width_that_is_no_number() -> None:
+    config = {name: value for name, value in MAMBA.items() if name != "intermediate_size"}
+    assert error_of(config | {"expand": "2"}, weights_of()) == (
+        "from_mamba: `expand` must be a number, got '2'. Restore the config where the weights are from."
+    )
+    assert error_of(config | {"expand": 10**400}, weights_of()).count("\n") == 0
+
+
+def test_two_tensors_of_one_name() -> None:
+    weights = weights_of()
+    weights["backbone.embedding.weight"] = weights["backbone.embeddings.weight"] + 1
+    assert error_of(MAMBA, weights) == (
+        "from_mamba: `state_dict` must have one tensor for `embedding.weight`, got `backbone.embeddings.weight` and "
+        "`backbone.embedding.weight`. Leave out one of them."
+    )
+
+
+@pytest.mark.parametrize("other", [[1], "d_model", None])
+def test_what_is_no_mapping(other: Any) -> None:
+    kind = type(other).__name__
+    advice = "Pass the dict that it is made of."
+    assert error_of(other, weights_of()) == f"from_mamba: `config` must be a mapping, got {kind}. {advice}"
+    assert error_of(MAMBA, other) == f"from_mamba: `state_dict` must be a mapping, got {kind}. {advice}"
+
+
 def test_a_size_that_no_model_has() -> None:
     with pytest.raises(ConfigError, match="`depth` must be an int of at least 1, got 0"):
         from_mamba(MAMBA | {"num_hidden_layers": 0}, {})

@@ -6,6 +6,7 @@ The layers have the same parameters in all of them. Configs differ in their keys
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -16,8 +17,6 @@ from mmm_block.model import MultiModalMamba
 from mmm_block.weights import check_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
 WHERE = "from_mamba"
@@ -90,6 +89,9 @@ def from_mamba(
     Source:
         mamba_ssm 2 `config_mamba.py` and `mixer_seq_simple.py`; transformers 5 `configuration_{mamba,falcon_mamba}.py`.
     """
+    for what, given in (("config", config), ("state_dict", state_dict)):
+        if not isinstance(given, Mapping):
+            _refuse(f"`{what}` must be a mapping", type(given).__name__, "Pass the dict that it is made of.")
     for name, value in state_dict.items():
         if not isinstance(value, torch.Tensor):
             _refuse(
@@ -103,8 +105,9 @@ def from_mamba(
     except (CheckpointError, ConfigError):
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
         raise CheckpointError(
-            f"{WHERE}: a config with the values of a model was expected, got others: {error}. "
+            f"{WHERE}: a config with the values of a model was expected, got others: {reason}. "
             "Restore it where the weights are from."
         ) from error
     return made, weights
@@ -159,7 +162,11 @@ def _of_transformers(given: Mapping[str, Any], *, falcon: bool) -> dict[str, Any
     dim, act = config["hidden_size"], config["hidden_act"]
     if act not in ("silu", "swish"):
         _refuse("`hidden_act` must be 'silu'", f"{act!r}", "The Mamba layers of this model have no other.")
-    inner = config["intermediate_size"] or int(config["expand"] * dim)
+    inner, expand = config["intermediate_size"], config["expand"]
+    if not inner:
+        if not isinstance(expand, int | float):
+            _refuse("`expand` must be a number", f"{expand!r}", "Restore the config where the weights are from.")
+        inner = int(expand * dim)
     if inner % dim:
         _refuse(
             f"`intermediate_size` must be a multiple of hidden_size = {dim}",
@@ -191,20 +198,32 @@ def _mixer(rank: int | str, bias: bool, conv_bias: bool) -> dict[str, Any]:
 
 
 def _renamed(state_dict: Mapping[str, Tensor], *, tied: bool) -> dict[str, Tensor]:
-    weights = {}
-    for name, tensor in state_dict.items():
+    weights: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
+    for given, tensor in state_dict.items():
+        name = given
         for pattern, replacement in RENAMED:
             name = re.sub(pattern, replacement, name)
-        weights[name] = tensor
+        if name in weights:
+            both = f"`{names[name]}` and `{given}`"
+            _refuse(f"`state_dict` must have one tensor for `{name}`", both, "Leave out one of them.")
+        weights[name], names[name] = tensor, given
     if tied and HEAD in weights and EMBEDDING in weights:
         head = weights.pop(HEAD)
-        if head is not weights[EMBEDDING] and not torch.equal(head, weights[EMBEDDING]):
+        if not _same(head, weights[EMBEDDING]):
             _refuse(
                 "the head must be the embedding, as the config ties them",
                 "two different matrices",
                 "Set tie_word_embeddings (of mamba_ssm: tie_embeddings) to false if the head is right.",
             )
     return weights
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two matrices hold the same; NaN is the same as NaN."""
+    if a is b or a.shape != b.shape or a.dtype != b.dtype:
+        return a is b
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _refuse(expected: str, got: str, advice: str) -> NoReturn:
