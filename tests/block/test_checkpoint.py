@@ -257,6 +257,23 @@ def test_a_model_that_is_saved_while_it_is_loaded(
     assert same(loaded, new)
 
 
+class Remembering(torch.nn.Linear):
+    def get_extra_state(self) -> object:
+        return {"seen": 3}
+
+
+def test_a_module_that_keeps_more_than_tensors(saved: Path) -> None:
+    model, before = made(**TEXT), (saved / WEIGHTS).read_bytes()
+    model.lm_head = Remembering(8, 11, bias=False)
+    with pytest.raises(CheckpointError) as caught:
+        model.save_pretrained(saved)
+    assert str(caught.value) == (
+        "MultiModalMamba: parameters and buffers alone were expected in its state dict, got `lm_head._extra_state`. "
+        "No checkpoint keeps it: use a buffer instead."
+    )
+    assert (saved / WEIGHTS).read_bytes() == before
+
+
 def test_a_folder_in_the_place_of_a_config(saved: Path) -> None:
     weights = (saved / WEIGHTS).read_bytes()
     (saved / CONFIG).unlink()

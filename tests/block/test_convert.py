@@ -310,6 +310,9 @@ def test_what_is_no_mapping(other: Any) -> None:
     advice = "Pass the dict that it is made of."
     assert error_of(other, weights_of()) == f"from_mamba: `config` must be a mapping, got {kind}. {advice}"
     assert error_of(MAMBA, other) == f"from_mamba: `state_dict` must be a mapping, got {kind}. {advice}"
+    with pytest.raises(CheckpointError) as caught:
+        from_vision_tower(other, {})
+    assert str(caught.value) == f"from_vision_tower: `config` must be a mapping, got {kind}. {advice}"
 
 
 def test_a_size_that_no_model_has() -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmm_block import CheckpointError, ConfigError, MultiModalMamba
+from mmm_block.convert import read_source
 
 TEXT: dict[str, Any] = {"vocab_size": 11, "dim": 8, "depth": 2, "d_state": 3}
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -51,6 +52,25 @@ def test_no_folder_and_no_checkpoint(tmp_path: Path) -> None:
     assert error_of(tmp_path) == (
         f"{tmp_path}: config.json was expected, got none. Name a folder that save_pretrained wrote."
     )
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "a\0b", "a" * 90 + "/" + "b" * 300])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    assert "a folder or the name of a repository, such as 'owner/name', was expected, got neither." in error_of(
+        Path(name)
+    )
+    with pytest.raises(CheckpointError, match="a folder or the name of a repository"):
+        read_source(name)
+
+
+def test_a_file_that_may_not_be_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr("safetensors.safe_open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("mmm_block.checkpoint.read_config", lambda path: {"model_type": "multimodal_mamba", **TEXT})
+    assert error_of(saved).startswith(f"{saved / WEIGHTS}: a whole safetensors file was expected, got one that is")
 
 
 def test_no_weights(saved: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 import mmm_fusion
 from mmm_block import CheckpointError, InputError, ModelState
+from mmm_block.state_file import write_state
 
 METHODS = [method.name for method in mmm_fusion.available()]
 methods = pytest.mark.parametrize("method", METHODS)
@@ -231,6 +232,46 @@ def test_a_file_of_other_tensors(tmp_path, metadata):
     )
 
 
+def stored(path, tree, monkeypatch):
+    """A whole file of another tree."""
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dumps", lambda *_: tree)
+        write_state(path, {})
+
+
+@pytest.mark.parametrize(
+    ("tree", "got"),
+    [
+        ("[" * 200_000, "RecursionError: maximum recursion depth exceeded"),
+        ("{", "JSONDecodeError: "),
+        ("[]", "AttributeError: "),
+        ('{"layers": [], "groups": [], "length": {"tensor": "length"}, "fusion": null}', "KeyError: 'length'"),
+        ('{"layers": [], "groups": [], "length": null}', "a file without fusion. "),  # as before there was one
+        ('{"layers": [[1]], "groups": [], "length": null, "fusion": null}', "another tree: "),
+        ('{"layers": 3, "groups": [], "length": null, "fusion": null}', "another tree: "),
+    ],
+)
+def test_a_whole_file_of_another_tree(tmp_path, monkeypatch, tree, got):
+    path = tmp_path / "chat"
+    stored(path, tree, monkeypatch)
+    message = refused(path)
+    assert message.startswith(f"{path}: what this ModelState.save writes was expected, got {got}")
+    assert message.endswith(" Save the state anew, with the version that reads it.")
+
+
+def test_a_file_that_may_not_be_read(small, tmp_path, monkeypatch):
+    path = tmp_path / "chat"
+    read(small()).save(path)
+
+    def refuse(*_, **__):
+        raise FileNotFoundError("No such file or directory")  # so safetensors says
+
+    monkeypatch.setattr(safetensors, "safe_open", refuse)
+    assert refused(path) == (
+        f"{path}: a file that may be read was expected, got one that may not. Look at its permissions."
+    )
+
+
 def test_the_file_can_be_read_without_this_package(small, tmp_path):
     state = read(small(fusion_method="concat"))
     state.save(tmp_path / "chat")
@@ -266,7 +307,7 @@ def test_the_file_can_be_read_without_this_package(small, tmp_path):
         (
             {"image_size": None, "image_token_id": None},
             [0, 1, 2],
-            "must be that of a model with the fusion method 'mlp', got one without a fusion method. "
+            'must be that of a model with the fusion method mlp {"heads": 2}, got one without a fusion method. '
             "It is another model's.",
         ),
     ],
@@ -281,7 +322,7 @@ def test_a_state_that_does_not_fit(small, way, fields, rows, message):
 
 def test_a_state_with_images_for_a_model_without(small):
     model = small(image_size=None, image_token_id=None)
-    with pytest.raises(InputError, match="a model without a fusion method, got one with the fusion method 'mlp'"):
+    with pytest.raises(InputError, match="a model without a fusion method, got one with the fusion method mlp"):
         model(NEXT, state=read(small()))
 
 
@@ -304,16 +345,25 @@ def test_a_state_of_another_fusion_method_of_equal_sizes(small, way, tmp_path):
         with pytest.raises(InputError) as caught:
             call()
         assert str(caught.value) == (
-            "MultiModalMamba: `state` must be that of a model with the fusion method 'concat', "
-            "got one with the fusion method 'add'. It is another model's."
+            'MultiModalMamba: `state` must be that of a model with the fusion method concat {"heads": 2}, '
+            'got one with the fusion method add {"heads": 2}. It is another model\'s.'
         )
+
+
+@pytest.mark.parametrize("fields", [{"fusion_options": {"ratio": 2.0}}, {"heads": 1}])
+def test_a_state_of_the_same_method_with_other_options(small, tmp_path, fields):
+    read(small(**fields)).save(tmp_path / "chat")
+    with pytest.raises(InputError, match="`state` must be that of a model with the fusion method mlp"):
+        small()(NEXT, state=ModelState.load(tmp_path / "chat"))
+    small(**fields)(NEXT, state=ModelState.load(tmp_path / "chat"))
 
 
 def test_states_of_several_fusion_methods_are_not_joined(small):
     with pytest.raises(InputError) as caught:
         ModelState.cat([read(small(fusion_method=method)) for method in ("add", "concat", "add")])
     assert str(caught.value) == (
-        "ModelState.cat: `states` must be of one fusion method, got add, concat. Join those of one model."
+        'ModelState.cat: `states` must be of one fusion method and its options, got add {"heads": 2}, '
+        'concat {"heads": 2}. Join those of one model.'
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -121,7 +122,8 @@ class MultiModalMambaBlock(MambaStack):
         super().__init__(dim, depth, dropout, norm_eps=norm_eps, d_state=d_state, expand=expand, d_conv=d_conv, **mixer)
         self.encoder = encoder
         self.fusion: mmm_fusion.FusionMethod = fusion
-        self.fusion_method = fusion_method
+        options = {"heads": heads, **(fusion_options or {})}
+        self.fusion_form = f"{fusion_method} {json.dumps(options, sort_keys=True, default=str)}"
         self.encoder_dim = encoder_dim
         self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def fetch(source: str | Path, patterns: list[str], **options: Any) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # Path's raises for a name that is too long
         return Path(source)
     try:
         return Path(snapshot_download(str(source), allow_patterns=patterns, **options))

@@ -235,12 +235,12 @@ def check_state(state: ModelState, rows: int, backbone: MambaStack) -> None:
             f"{WHERE}: `state` must have {depth} layers of conv (b, e, k-1) and ssm (b, e, n) = {conv} and {ssm}, "
             f"got {len(state.layers)} of {', '.join(got)}. It is another model's."
         )
-    if state.fusion != backbone.fusion_method:
+    if state.fusion != backbone.fusion_form:
         raise InputError(
-            f"{WHERE}: `state` must be that of a model {_with_method(backbone.fusion_method)}, "
+            f"{WHERE}: `state` must be that of a model {_with_method(backbone.fusion_form)}, "
             f"got one {_with_method(state.fusion)}. It is another model's."
         )
 
 
-def _with_method(name: str | None) -> str:
-    return "without a fusion method" if name is None else f"with the fusion method '{name}'"
+def _with_method(form: str | None) -> str:
+    return "without a fusion method" if form is None else f"with the fusion method {form}"

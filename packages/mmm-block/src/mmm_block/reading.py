@@ -48,7 +48,7 @@ def read_rows(
     hidden, layers = backbone.run(tokens, state.layers if state else ())
     read = torch.full((tokens.shape[0],), length, device=tokens.device)
     read = read if state is None else state.length + read
-    return hidden[:, -length:], ModelState(layers, groups, read, backbone.fusion_method)
+    return hidden[:, -length:], ModelState(layers, groups, read, backbone.fusion_form)
 
 
 def read_packed(
@@ -97,7 +97,7 @@ def read_packed(
     length = texts.real_before[texts.bounds[1:]] - texts.real_before[texts.bounds[:-1]]
     layers = tuple(MambaState(conv[: texts.rows], ssm[: texts.rows]) for conv, ssm in layers)
     length = length if state is None else state.length + length
-    return hidden[0, place], ModelState(layers, groups, length, backbone.fusion_method)
+    return hidden[0, place], ModelState(layers, groups, length, backbone.fusion_form)
 
 
 def go_on(

@@ -33,11 +33,11 @@ class MambaStack(nn.Module):
         mixer: Further arguments of `mmm_core.Mamba`.
 
     Attributes:
-        fusion_method: Name of the method that brings images to the tokens; None: there is none.
+        fusion_form: What brings images to the tokens, a method and its options; None: nothing does.
         checkpointing: In training, keep each layer's input alone and compute the layer again in the backward.
     """
 
-    fusion_method: str | None = None
+    fusion_form: str | None = None
 
     def __init__(self, dim: int, depth: int, dropout: float = 0.0, *, norm_eps: float = 1e-5, **mixer: Any) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from mmm_block.errors import InputError
-from mmm_block.state_file import read_state, write_state
+from mmm_block.state_file import read_state, write_state, wrong
 from mmm_core import MambaState
 from mmm_fusion import ImageMemory
 
@@ -44,7 +44,7 @@ class ModelState:
         layers: The state of each Mamba layer.
         groups: What fusion needs of the last image of each row; empty in a model without images.
         length: Number of tokens read, marks included, `(b,)`.
-        fusion: Name of the fusion method that made the groups; None in a model without images.
+        fusion: The fusion method that made the groups, and its options; None in a model without images.
     """
 
     layers: tuple[MambaState, ...]
@@ -92,8 +92,8 @@ class ModelState:
         """
         if len(methods := dict.fromkeys(state.fusion for state in states)) > 1:
             raise InputError(
-                f"ModelState.cat: `states` must be of one fusion method, got {', '.join(map(str, methods))}. "
-                "Join those of one model."
+                f"ModelState.cat: `states` must be of one fusion method and its options, "
+                f"got {', '.join(map(str, methods))}. Join those of one model."
             )
         each_layer = zip(*(state.layers for state in states), strict=True)
         layers = tuple(MambaState(*map(torch.cat, zip(*layer, strict=True))) for layer in each_layer)
@@ -129,8 +129,13 @@ class ModelState:
             CheckpointError: There is no such file, or it is not what `save` wrote.
         """
         tree = read_state(path, device)
-        layers = tuple(MambaState(*each) for each in tree["layers"])
-        groups = tuple(Group(rows, ImageMemory(*memory)) for rows, memory in tree["groups"])
+        if missing := sorted({"layers", "groups", "length", "fusion"} - tree.keys()):
+            raise wrong(path, f"a file without {', '.join(missing)}")
+        try:
+            layers = tuple(MambaState(*each) for each in tree["layers"])
+            groups = tuple(Group(rows, ImageMemory(*memory)) for rows, memory in tree["groups"])
+        except (TypeError, ValueError) as error:
+            raise wrong(path, f"another tree: {error}") from error
         return cls(layers, groups, tree["length"], tree["fusion"])
 
 

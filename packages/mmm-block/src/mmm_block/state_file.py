@@ -66,7 +66,25 @@ def read_state(path: str | os.PathLike[str], device: torch.device | str) -> dict
             "Copy it anew."
         )
     tensors = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
-    return {name: _restore(value, tensors) for name, value in json.loads(described).items()}
+    try:
+        return {name: _restore(value, tensors) for name, value in json.loads(described).items()}
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise wrong(path, f"{type(error).__name__}: {error}") from error
+
+
+def wrong(path: str | os.PathLike[str], got: str) -> CheckpointError:
+    """What to raise for a whole file of another content.
+
+    Args:
+        path: The file.
+        got: What it holds.
+    Returns:
+        The error.
+    """
+    return CheckpointError(
+        f"{path}: what this ModelState.save writes was expected, got {got}. "
+        "Save the state anew, with the version that reads it."
+    )
 
 
 def _describe(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -20,14 +20,25 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+EXTRA = "_extra_state"
+"""What torch calls in a state dict what `get_extra_state` of a module returns."""
 FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 """Names of the files that weights are written to."""
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers that a model keeps, a tensor of several names under the first of them."""
+    """The parameters and buffers that a model keeps, a tensor of several names under the first of them.
+
+    Raises:
+        CheckpointError: A module keeps something else besides, by `get_extra_state`.
+    """
     names: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
+    if extra := [name for name in state if name.rpartition(".")[2] == EXTRA]:
+        raise CheckpointError(
+            f"{type(model).__name__}: parameters and buffers alone were expected in its state dict, "
+            f"got {listed([f'`{name}`' for name in extra])}. No checkpoint keeps it: use a buffer instead."
+        )
     for name, tensor in state.items():
         names.setdefault(id(tensor), name)
     return {name: state[name] for name in names.values()}

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mmm_block.config import OWN
+from mmm_block.convert.sources import expect_mappings
 from mmm_block.errors import CheckpointError
 from mmm_vit import ViTConfig, config_from_transformers, from_timm, from_transformers
 
@@ -35,6 +36,7 @@ def from_vision_tower(
     Raises:
         CheckpointError: It is another kind of model, or the state dict is not of the config.
     """
+    expect_mappings("from_vision_tower", config, state_dict)
     try:
         if "architecture" in config:
             vit = _config_from_timm(config, state_dict)

@@ -6,17 +6,19 @@ The layers have the same parameters in all of them. Configs differ in their keys
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from mmm_block.config import MultiModalMambaConfig
+from mmm_block.convert.sources import expect_mappings
 from mmm_block.errors import CheckpointError, ConfigError
 from mmm_block.model import MultiModalMamba
 from mmm_block.weights import check_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 WHERE = "from_mamba"
@@ -89,9 +91,7 @@ def from_mamba(
     Source:
         mamba_ssm 2 `config_mamba.py` and `mixer_seq_simple.py`; transformers 5 `configuration_{mamba,falcon_mamba}.py`.
     """
-    for what, given in (("config", config), ("state_dict", state_dict)):
-        if not isinstance(given, Mapping):
-            _refuse(f"`{what}` must be a mapping", type(given).__name__, "Pass the dict that it is made of.")
+    expect_mappings(WHERE, config, state_dict)
     for name, value in state_dict.items():
         if not isinstance(value, torch.Tensor):
             _refuse(

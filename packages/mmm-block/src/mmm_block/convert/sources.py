@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ def read_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[dict
         CheckpointError: A file is missing or damaged, or is a pickle and may not be read.
     """
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(source):  # Path's raises for a name that is too long
         config = read_config(path.parent / CONFIG)
         return config, read_tensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path, allow_pickle)
     patterns = [*NEEDED, *([PICKLE] if allow_pickle else [])]
@@ -45,6 +47,19 @@ def read_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[dict
         return config, read_weights(folder) if safe else _read_pickle(folder / PICKLE, allow_pickle)
 
     return read_steady(fetch(source, patterns), patterns, read)
+
+
+def expect_mappings(where: str, config: object, state_dict: object) -> None:
+    """Refuse what cannot be the config and the weights of a model.
+
+    Raises:
+        CheckpointError: One of them is no mapping.
+    """
+    for name, given in (("config", config), ("state_dict", state_dict)):
+        if not isinstance(given, Mapping):
+            raise CheckpointError(
+                f"{where}: `{name}` must be a mapping, got {type(given).__name__}. Pass the dict that it is made of."
+            )
 
 
 def _read_pickle(path: Path, allowed: bool) -> dict[str, Tensor]:
