@@ -59,13 +59,13 @@ def test_a_training_step_with_checkpointing(small):
             torch.testing.assert_close(found[name], gradient, **CLOSE, msg=name)
 
 
-@pytest.mark.parametrize("method", ["mlp", "concat", "cross_mamba"])
+@pytest.mark.parametrize("method", [None, "mlp", "concat", "cross_mamba"])
 def test_a_step_is_compiled_once_however_much_was_read(small, method):
-    model = small(fusion_method=method)
+    model = small(fusion_method=method) if method else small(image_size=None, image_token_id=None)
     graphs = CompileCounterWithBackend("eager")
     step = torch.compile(model.step, fullgraph=True, backend=graphs)
     for l in (4, 9, 30):
-        ids, images, _ = batch(2, l)
+        ids, images, _ = batch(2, l, images=method is not None)
         with torch.no_grad():
             state = model(ids, images, return_state=True).state
         expected = state.clone()
@@ -73,6 +73,33 @@ def test_a_step_is_compiled_once_however_much_was_read(small, method):
             torch.testing.assert_close(step(token, state), model.step(token, expected), **CLOSE)
         torch.testing.assert_close(state.layers[1].ssm, expected.layers[1].ssm, **CLOSE)
         assert torch.equal(state.length, expected.length)
+    assert graphs.frame_count == 1
+
+
+def test_a_step_is_compiled_once_more_for_other_numbers_of_rows(small):
+    model, graphs = small(), CompileCounterWithBackend("eager")
+    step = torch.compile(model.step, fullgraph=True, backend=graphs)
+    for b in (2, 3, 5, 4):
+        ids = torch.tensor([[5, MARK, 7]] * b)
+        with torch.no_grad():
+            state = model(ids, torch.randn(b, 3, 16, 24), return_state=True).state
+        expected, token = state.clone(), torch.arange(5, 5 + b)
+        torch.testing.assert_close(step(token, state), model.step(token, expected), **CLOSE)
+    assert graphs.frame_count == 2
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_a_step_of_a_stack_is_compiled_once(small, images):
+    stack = small(**({} if images else {"image_size": None, "image_token_id": None})).backbone
+    graphs = CompileCounterWithBackend("eager")
+    step = torch.compile(stack.step, fullgraph=True, backend=graphs)
+    for l in (1, 6, 20):
+        x = torch.randn(2, l + 2, 16)
+        with torch.no_grad():
+            whole, _ = stack.run(x)
+            _, states = stack.run(x[:, :l])
+        for place in (l, l + 1):
+            torch.testing.assert_close(step(x[:, place].contiguous(), states), whole[:, place], **CLOSE)
     assert graphs.frame_count == 1
 
 
