@@ -294,6 +294,17 @@ def test_resume_wants_the_same_data(
     )
 
 
+def test_a_folder_where_a_file_of_the_run_goes(config: Config, tmp_path: Path, quiet: Terminal) -> None:
+    run = Run.open(train(replace(config, train=replace(config.train, epochs=1)), tmp_path / "run", quiet).folder)
+    model = run.load_model()
+    (run.folder / "config.json").unlink()
+    (run.folder / "config.json").mkdir()
+    with pytest.raises(
+        RunError, match=r"config\.json: a file, or nothing, was expected where one is saved, got a folder"
+    ):
+        run.save(model, {}, {})
+
+
 def test_damaged_runs(config: Config, tmp_path: Path, quiet: Terminal) -> None:
     run = train(replace(config, train=replace(config.train, epochs=1)), tmp_path / "run", quiet).folder
 

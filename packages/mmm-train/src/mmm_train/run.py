@@ -172,10 +172,15 @@ class Run:
             model: The model.
             training: What going on needs, the model included.
             place: How far the training is.
+        Raises:
+            RunError: What is no file of a run stands where one is written.
         """
         write_tensors(self.folder / "training.safetensors", training, place)
         about = {"model_id": self.folder.resolve().name, "description": CARD}
-        model.save_pretrained(self.folder, model_card_kwargs=about)
+        try:
+            model.save_pretrained(self.folder, model_card_kwargs=about)
+        except CheckpointError as error:
+            raise RunError(str(error)) from error
 
     def load_training(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
         """Read what `save` wrote to go on.
