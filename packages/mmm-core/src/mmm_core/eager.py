@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -96,7 +95,7 @@ def differentiable(
         name: What `grad_fn` shows.
         forward: The kernel.
         setup_context: As of `torch.library.register_autograd`.
-        backward: Likewise; where its gradients are `eager` it may call a kernel directly. It can be run once.
+        backward: Likewise; where its gradients are `eager` it may call a kernel directly, unless they are recorded.
     Returns:
         `forward` with a gradient.
     """
@@ -106,7 +105,7 @@ def differentiable(
         setup_context(ctx, arguments, output)
         return output
 
-    members = {"forward": staticmethod(forward_in), "backward": staticmethod(once_differentiable(backward))}
+    members = {"forward": staticmethod(forward_in), "backward": staticmethod(backward)}
     function: Any = type(name, (torch.autograd.Function,), members)
     run: Callable[..., Any] = function.apply
     return run

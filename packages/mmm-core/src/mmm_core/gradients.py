@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,3 +33,15 @@ def taken(
     """The gradients as autograd takes them: None where the input is absent or needs none."""
     together = zip(grads, inputs, needed, strict=True)
     return tuple(grad if x is not None and needs else None for grad, x, needs in together)
+
+
+def refuse_second(ctx: Any, *grads: Tensor | None) -> NoReturn:
+    """The backward of operators that compute gradients: there is none.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        "mmm_core: a gradient alone was expected, got a loss that depends on one, as by create_graph=True. "
+        "There is no second derivative: leave such a penalty out."
+    )

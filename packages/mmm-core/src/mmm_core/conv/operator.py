@@ -12,7 +12,7 @@ from mmm_core.arithmetic import autocast_off
 from mmm_core.conv import chunked, native, reference
 from mmm_core.conv.problem import Gradients, Problem
 from mmm_core.eager import differentiable, eager
-from mmm_core.gradients import fake, handed_over, taken
+from mmm_core.gradients import fake, handed_over, refuse_second, taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +77,7 @@ def backward(
 
 
 causal_conv1d_backward = torch.library.custom_op("mmm_core::causal_conv1d_backward", backward, mutates_args=())
+causal_conv1d_backward.register_autograd(refuse_second)
 
 
 @causal_conv1d_backward.register_fake
@@ -102,7 +103,8 @@ def _differentiate(
 
 
 def _differentiate_eagerly(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    return _differentiate(backward if eager(grads) else causal_conv1d_backward, ctx, *grads)
+    direct = eager(grads) and not torch.is_grad_enabled()  # with create_graph the operator refuses what comes next
+    return _differentiate(backward if direct else causal_conv1d_backward, ctx, *grads)
 
 
 _differentiate_traced = partial(_differentiate, causal_conv1d_backward)

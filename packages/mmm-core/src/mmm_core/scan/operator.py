@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmm_core.arithmetic import autocast_off
 from mmm_core.eager import differentiable, eager
-from mmm_core.gradients import fake, handed_over, taken
+from mmm_core.gradients import fake, handed_over, refuse_second, taken
 from mmm_core.scan import chunked, native, reference
 from mmm_core.scan.problem import Gradients, Problem
 
@@ -100,6 +100,7 @@ def backward(
 
 
 selective_scan_backward = torch.library.custom_op("mmm_core::selective_scan_backward", backward, mutates_args=())
+selective_scan_backward.register_autograd(refuse_second)
 
 
 @selective_scan_backward.register_fake
@@ -127,7 +128,8 @@ def _differentiate(
 
 
 def _differentiate_eagerly(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    return _differentiate(backward if eager(grads) else selective_scan_backward, ctx, *grads)
+    direct = eager(grads) and not torch.is_grad_enabled()  # with create_graph the operator refuses what comes next
+    return _differentiate(backward if direct else selective_scan_backward, ctx, *grads)
 
 
 _differentiate_traced = partial(_differentiate, selective_scan_backward)
