@@ -257,6 +257,20 @@ def test_a_model_that_is_saved_while_it_is_loaded(
     assert same(loaded, new)
 
 
+def test_a_file_that_goes_while_it_is_opened(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, saves = made(**TEXT), []
+    open_again = torch.UntypedStorage.from_file  # by its name, once safetensors has read the header
+
+    def opened(*args: Any, **options: Any) -> torch.UntypedStorage:
+        if not saves:
+            saves.append(new.save_pretrained(saved))
+        return open_again(*args, **options)
+
+    made(**TEXT).save_pretrained(saved, max_shard_size=600)
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", staticmethod(opened))
+    assert same(MultiModalMamba.from_pretrained(saved), new)
+
+
 class Remembering(torch.nn.Linear):
     def get_extra_state(self) -> object:
         return {"seen": 3}

@@ -106,7 +106,7 @@ def read_steady(folder: Path, patterns: Sequence[str], read: Callable[[Path], T]
         before = _versions(folder, patterns)
         try:
             result = read(written if _is_folder(written) else folder)
-        except (OSError, CheckpointError):
+        except Exception:  # whatever a library makes of a file that goes
             if _versions(folder, patterns) == before:
                 raise
         else:

@@ -38,7 +38,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{path.parent}: {path.name} was expected, got none. Copy or download it anew."
         ) from error
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:  # torch opens it once more
         if _first_bytes(path).startswith(PICKLED):
             raise CheckpointError(
                 f"{path}: a safetensors file was expected, got a pickle, which runs code when it is read. "

@@ -46,5 +46,5 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunError(
             f"{path.parent}: no checkpoint, {path.name} is missing. Train the model first, or name another run."
         ) from error
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:  # torch opens it once more
         raise RunError(f"{path}: not a readable checkpoint: {error}.") from error
