@@ -190,6 +190,12 @@ def test_several_files_and_one(sharded: Path) -> None:
     assert same(MultiModalMamba.from_pretrained(sharded), model)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.int8])
+def test_a_dtype_that_no_weight_has(saved: Path, dtype: Any) -> None:
+    with pytest.raises(TypeError, match=r"from_pretrained: `dtype` must be a floating torch\.dtype, or None, got "):
+        MultiModalMamba.from_pretrained(saved, dtype=dtype)
+
+
 def test_a_misspelt_argument(saved: Path) -> None:
     before = (saved / WEIGHTS).stat()
     with pytest.raises(TypeError, match=r"with push_to_hub=True those of push_to_hub, got max_shard_sise\.$"):

@@ -454,6 +454,9 @@ IDS = torch.tensor([[5, 7], [8, 9]])
             "generate: `max_new_tokens` must be an int of at least 1, got 0. "
             "To read a prompt alone, call the model with return_state=True.",
         ),
+        ({"max_new_tokens": True}, "generate: `max_new_tokens` must be an int of at least 1, got True."),
+        ({"stop_strings": None}, "generate: `stop_strings` must be a string or strings, got None. Leave it out where"),
+        ({"stop_strings": [3], "decode": spell}, "generate: `stop_strings` must be a string or strings, got [3]."),
         ({"max_new_tokens": 2.5}, "generate: `max_new_tokens` must be an int of at least 1, got 2.5."),
         (
             {"stop_tokens": [1, 29]},

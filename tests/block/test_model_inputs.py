@@ -129,6 +129,21 @@ ONE = torch.zeros(1, 3, 16, 24)
             {"input_ids": WORDS, "labels": WORDS, "return_embeddings": True},
             "`labels` ask for all logits, got last_only",
         ),
+        (
+            {"attention_mask": [[1, 1, 1]]},
+            "`attention_mask` must be (b, l) = (2, 3) as `input_ids`, got list. Pass a tensor.",
+        ),
+        (
+            {"input_ids": WORDS[:1], "cu_seqlens": [0, 3]},
+            "`cu_seqlens` must be ints that rise from 0 to l = 3, got list. Pass a tensor.",
+        ),
+        ({"labels": [[5]]}, "`labels` must be int64 tokens (b, l), got list. Pass a tensor."),
+        ({"images": 5}, "`images` must be a tensor (n, c, y, x), or a list of tensors (c, y, x), got int."),
+        ({"images": [None]}, "`images` must be a tensor (n, c, y, x), or a list of tensors (c, y, x), got NoneType."),
+        (
+            {"images": ONE.numpy()},
+            "`images` must be a tensor (n, c, y, x), or a list of tensors (c, y, x), got ndarray.",
+        ),
     ],
 )
 def test_bad_input(small, arguments, message):
@@ -172,6 +187,7 @@ def test_images_that_a_model_has_no_place_for(small, fields, arguments, message)
             ".step: `input_ids` must be text, got the mark of an image (token 3). "
             "Call the model itself with the image.",
         ),
+        ([5, 6], ".step: `input_ids` must be one token a row, (b,), got list. Pass a tensor."),
         (torch.tensor([5]), ": `state` must have b = 1 rows as `input_ids`, got 2."),
     ],
 )
@@ -211,6 +227,7 @@ IMAGE = {"image_size": 16, "image_token_id": 3}
             {"encoder_options": {"norm_eps": 1e-5, "heads": 2}},
             "`encoder_options` must be further options, got ['heads'].",
         ),
+        ({"tie_embeddings": "no"}, "`tie_embeddings` must be True or False, got 'no'."),
         ({"depth": True}, "`depth` must be an int of at least 1, got True."),
         ({"encoder_depth": 0}, "`encoder_depth` must be an int of at least 1, got 0."),
         ({"heads": True}, "`heads` must be an int of at least 1, got True."),

@@ -181,6 +181,7 @@ def test_top_k_and_top_p_cut_after_the_temperature():
         ({"temperature": math.nan}, "`temperature` must be a number of at least 0, got nan."),
         ({"temperature": INF}, "`temperature` must be a number of at least 0, got inf."),
         ({"temperature": 1.0, "top_k": 0}, "`top_k` must be an int of at least 1, or None, got 0. None keeps all."),
+        ({"temperature": 1.0, "top_k": True}, "`top_k` must be an int of at least 1, or None, got True."),
         ({"temperature": 1.0, "top_k": 1.5}, "`top_k` must be an int of at least 1, or None, got 1.5."),
         ({"temperature": 1.0, "top_p": 0}, "`top_p` must be above 0 and at most 1, or None, got 0. None keeps all."),
         ({"temperature": 1.0, "top_p": 1.1}, "`top_p` must be above 0 and at most 1, or None, got 1.1."),

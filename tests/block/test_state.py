@@ -358,6 +358,23 @@ def test_a_state_of_the_same_method_with_other_options(small, tmp_path, fields):
     small(**fields)(NEXT, state=ModelState.load(tmp_path / "chat"))
 
 
+def test_no_states_are_not_joined():
+    with pytest.raises(InputError, match="`states` must be one state at least, got none"):
+        ModelState.cat([])
+
+
+def test_states_that_come_one_by_one_are_joined(small):
+    state = read(small())
+    joined = ModelState.cat(state.rows(torch.tensor([row])) for row in (1, 0))
+    assert torch.equal(joined.length, state.length[[1, 0]])
+
+
+@pytest.mark.parametrize("index", [0, [0], torch.tensor(0), torch.tensor([True, False, True])])
+def test_row_numbers_that_are_none(small, index):
+    with pytest.raises(InputError, match="`index` must be a tensor of row numbers"):
+        read(small()).rows(index)
+
+
 def test_states_of_several_fusion_methods_are_not_joined(small):
     with pytest.raises(InputError) as caught:
         ModelState.cat([read(small(fusion_method=method)) for method in ("add", "concat", "add")])

@@ -229,6 +229,16 @@ def test_weights_that_do_not_fit(build_ours, tmp_path, change, message, lenient)
         AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=lenient)
 
 
+@pytest.mark.parametrize("kept", [0, 100, -7])
+def test_weights_cut_short(build_ours, tmp_path, kept):
+    build_ours().core.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError) as caught:
+        AutoModel.from_pretrained(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: whole safetensors files were expected, got one that is damaged: ")
+
+
 def test_a_pickle_is_left_alone(build_ours, tmp_path):
     model = build_ours()
     model.save_pretrained(tmp_path)

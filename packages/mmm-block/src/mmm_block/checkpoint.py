@@ -125,11 +125,17 @@ class Pretrained(
         Returns:
             The model.
         Raises:
+            TypeError: `dtype` is none of numbers with a point.
             CheckpointError: There is no checkpoint, it is damaged, is a pickle or another model's, or its config and
                 weights do not fit.
             ConfigError: The config has an unknown key or a value out of its range, or is for another fusion contract.
             mmm_fusion.UnknownMethodError: Its fusion method is not registered; says where it came from.
         """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(
+                f"from_pretrained: `dtype` must be a floating torch.dtype, or None, got {dtype!r}. "
+                "torch.bfloat16 is one."
+            )
         folder = fetch(
             pretrained_model_name_or_path,
             NEEDED,

@@ -102,6 +102,7 @@ class MultiModalMambaConfig:
             _expect(_is_int(value) and value >= 1, name, "an int of at least 1", value)
         _expect(_is_real(self.dropout) and 0 <= self.dropout < 1, "dropout", "from 0 to below 1", self.dropout)
         _expect(_is_real(self.norm_eps) and 0 < self.norm_eps < math.inf, "norm_eps", "a number above 0", self.norm_eps)
+        _expect(isinstance(self.tie_embeddings, bool), "tie_embeddings", "True or False", self.tie_embeddings)
         self._check_tokens()
         _expect(
             _is_int(self.fusion_contract) and self.fusion_contract == mmm_fusion.CONTRACT,

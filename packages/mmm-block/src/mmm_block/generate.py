@@ -64,8 +64,8 @@ class Stopping:
     ) -> None:
         self.max_new_tokens, self.decode = max_new_tokens, decode
         self.tokens = _find_stops(tokens)
-        self.strings = (strings,) if isinstance(strings, str) else tuple(strings)
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        self.strings = _find_strings(strings)
+        if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
             raise InputError(
                 f"generate: `max_new_tokens` must be an int of at least 1, got {max_new_tokens!r}. "
                 "To read a prompt alone, call the model with return_state=True."
@@ -223,6 +223,21 @@ def _find_stops(tokens: int | Iterable[int] | Tensor | None) -> frozenset[int]:
         raise InputError(
             f"generate: `stop_tokens` must be an int, ints or None, got {tokens!r}. Text goes to stop_strings."
         ) from error
+
+
+def _find_strings(strings: str | Iterable[str]) -> tuple[str, ...]:
+    """The stop strings, however they are given.
+
+    Raises:
+        InputError: They are no strings.
+    """
+    found = tuple(strings) if isinstance(strings, Iterable) and not isinstance(strings, str) else (strings,)
+    if not all(isinstance(each, str) for each in found):
+        raise InputError(
+            f"generate: `stop_strings` must be a string or strings, got {strings!r}. Leave it out where there are "
+            "none; tokens go to stop_tokens."
+        )
+    return found
 
 
 def check_prompts(attention_mask: Bool[Tensor, "b l"] | None) -> None:

@@ -5,7 +5,7 @@ Compiled calls check shapes alone: the numbers are not known there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,8 @@ from mmm_block.errors import InputError
 from mmm_block.state import ModelState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from mmm_block.stack import MambaStack
 
 WHERE = "MultiModalMamba"
+
+
+def _expect_tensor(value: object, name: str, what: str, where: str = WHERE) -> None:
+    """Raise `InputError` unless a value is a tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"{where}: `{name}` must be {what}, got {type(value).__name__}. Pass a tensor.")
 
 
 def check_tokens(input_ids: Int[Tensor, "b l"], vocab_size: int, name: str = "input_ids") -> None:
@@ -54,6 +62,7 @@ def check_next(input_ids: Int[Tensor, " b"], config: MultiModalMambaConfig) -> N
     Raises:
         InputError: Of another shape, dtype or range, or a mark.
     """
+    _expect_tensor(input_ids, "input_ids", "one token a row, (b,)", f"{WHERE}.step")
     check_tokens(input_ids[:, None] if input_ids.ndim == 1 else input_ids, config.vocab_size)
     if input_ids.ndim != 1:
         raise InputError(
@@ -75,6 +84,7 @@ def check_mask(mask: Bool[Tensor, "b l"], input_ids: Int[Tensor, "b l"]) -> Bool
     Raises:
         InputError: It is not of the shape of the tokens, holds other numbers than 0 and 1, or nothing but 0.
     """
+    _expect_tensor(mask, "attention_mask", f"(b, l) = {tuple(input_ids.shape)} as `input_ids`")
     if mask.shape != input_ids.shape:
         raise InputError(
             f"{WHERE}: `attention_mask` must be (b, l) = {tuple(input_ids.shape)} as `input_ids`, "
@@ -113,6 +123,7 @@ def check_bounds(
             f"{WHERE}: with `cu_seqlens`, `input_ids` must be (1, l) and `attention_mask` None, got b = {b}"
             f"{'' if mask is None else ' and a mask'}. Pack all texts into one row, without padding."
         )
+    _expect_tensor(bounds, "cu_seqlens", f"ints that rise from 0 to l = {l}")
     flat = bounds.ndim == 1 and len(bounds) >= 2 and bounds.dtype in (torch.int64, torch.int32)
     if not flat or (
         not torch.compiler.is_compiling()
@@ -140,7 +151,9 @@ def check_pixels(
     if isinstance(images, ImageTokens):
         return images if images.tokens.shape[0] else None
     if not isinstance(images, torch.Tensor):
-        pixels = list(images)
+        pixels = list(images) if isinstance(images, Iterable) else [images]
+        for each in pixels:
+            _expect_tensor(each, "images", "a tensor (n, c, y, x), or a list of tensors (c, y, x)")
         if not pixels:
             return None
         sizes = {tuple(each.shape) for each in pixels}
@@ -196,6 +209,7 @@ def check_labels(labels: Int[Tensor, "b l"], input_ids: Int[Tensor, "b l"], voca
     Raises:
         InputError: They are of another dtype, shape or range.
     """
+    _expect_tensor(labels, "labels", "int64 tokens (b, l)")
     if labels.dtype != torch.int64:
         raise InputError(f"{WHERE}: `labels` must be int64 tokens (b, l), got {labels.dtype}. Pass tokens.")
     if labels.shape != input_ids.shape:

@@ -14,7 +14,7 @@ from mmm_fusion import ImageMemory
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from jaxtyping import Int
     from torch import Tensor
@@ -64,7 +64,14 @@ class ModelState:
             index: Row numbers, `(q,)`.
         Returns:
             A state of q rows, of its own memory.
+        Raises:
+            InputError: The numbers are no tensor of ints.
         """
+        if not isinstance(index, torch.Tensor) or index.dtype not in (torch.int64, torch.int32) or index.ndim != 1:
+            raise InputError(
+                f"ModelState.rows: `index` must be a tensor of row numbers, (q,), got {index!r}. "
+                "torch.tensor([0]) picks the first."
+            )
         layers = tuple(MambaState(*(each.index_select(0, index) for each in state)) for state in self.layers)
         length = self.length.index_select(0, index)
         groups = []
@@ -80,7 +87,7 @@ class ModelState:
         return ModelState(layers, tuple(groups), length, self.fusion)
 
     @classmethod
-    def cat(cls, states: Sequence[ModelState]) -> ModelState:
+    def cat(cls, states: Iterable[ModelState]) -> ModelState:
         """The rows of several states of one model in one state, so that they go on as one batch.
 
         Args:
@@ -88,8 +95,11 @@ class ModelState:
         Returns:
             A state of all their rows, one behind the other, of its own memory.
         Raises:
-            InputError: They are of several fusion methods.
+            InputError: There are none, or they are of several fusion methods.
         """
+        states = tuple(states)
+        if not states:
+            raise InputError("ModelState.cat: `states` must be one state at least, got none. Leave the call out.")
         if len(methods := dict.fromkeys(state.fusion for state in states)) > 1:
             raise InputError(
                 f"ModelState.cat: `states` must be of one fusion method and its options, "

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
@@ -250,7 +251,7 @@ class MultiModalMambaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             The model, in evaluation mode.
         Raises:
-            CheckpointError: Config and weights do not fit.
+            CheckpointError: Config and weights do not fit, or a file of weights is damaged.
             ConfigError: The config has an unknown key or a value out of its range.
             mmm_fusion.UnknownMethodError: Its fusion method is not registered; says where it came from.
         """
@@ -259,7 +260,13 @@ class MultiModalMambaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         load, source = super().from_pretrained, pretrained_model_name_or_path
 
         def read(folder: str | os.PathLike[str] | None) -> Any:
-            return load(folder, *args, output_loading_info=True, **kwargs)
+            try:
+                return load(folder, *args, output_loading_info=True, **kwargs)
+            except safetensors.SafetensorError as error:
+                raise CheckpointError(
+                    f"{source}: whole safetensors files were expected, got one that is damaged: {error}. "
+                    "Copy or download it anew."
+                ) from error
 
         if source is None or not os.path.isdir(source) or "subfolder" in kwargs:
             model, info = read(source)
