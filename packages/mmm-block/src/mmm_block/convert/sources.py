@@ -71,9 +71,8 @@ def _read_pickle(path: Path, allowed: bool) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
         raise CheckpointError(
-            f"{path}: a pickle of tensors alone was expected, got another, or a damaged one: {reason}. "
+            f"{path}: a pickle of tensors alone was expected, got another, or a damaged one: {_reason(error)}. "
             "It was not read any further."
         ) from error
     if not isinstance(weights, dict) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
@@ -82,3 +81,10 @@ def _read_pickle(path: Path, allowed: bool) -> dict[str, Tensor]:
             "Save the state dict alone where it was made."
         )
     return weights
+
+
+def _reason(error: Exception) -> str:
+    """What torch's reader found, without its advice to read the file again by the one that runs code."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    advised = lines[0].startswith("Weights only load failed")
+    return lines[-2 if advised and len(lines) > 2 else 0].rstrip(".")
