@@ -40,7 +40,7 @@ ONE = torch.zeros(1, 3, 16, 24)
         (
             {"images": ONE.expand(2, -1, -1, -1)},
             "`images` must be n = 1, one for each mark (token 3) in `input_ids`, got 2. "
-            "Put the mark where an image stands, and pass the images in the order of their marks.",
+            "Put the mark where an image stands, unmasked, and pass the images in the order of their marks.",
         ),
         ({}, "`images` must be n = 1, one for each mark (token 3) in `input_ids`, got 0."),
         (

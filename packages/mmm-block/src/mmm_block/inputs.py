@@ -199,7 +199,7 @@ def check_images(count: int, rows: int, marked: Bool[Tensor, " t"] | None, token
     if marks != count:
         raise InputError(
             f"{WHERE}: `images` must be n = {marks}, one for each mark (token {token}) in `input_ids`, got {count}. "
-            "Put the mark where an image stands, and pass the images in the order of their marks."
+            "Put the mark where an image stands, unmasked, and pass the images in the order of their marks."
         )
 
 

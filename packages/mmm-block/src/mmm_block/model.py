@@ -69,6 +69,7 @@ class MultiModalMamba(Pretrained, nn.Module):
         fields: The fields of a config in place of one.
     Raises:
         ConfigError: A value is out of its range.
+        ValueError: The encoder or the block refuses a value, such as patches that do not tile the image.
         mmm_fusion.UnknownMethodError: No fusion method has the config's name.
     """
 
