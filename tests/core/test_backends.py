@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mmm_core
-from mmm_core import BackendUnavailable, causal_conv1d, native_library, selective_scan
+from mmm_core import BackendUnavailable, backends, causal_conv1d, native_library, selective_scan
 from mmm_core.testing import ConvCase, ScanCase
 
 ORDER = ["triton", "mamba_ssm", "native", "chunked", "reference"]
@@ -39,10 +39,45 @@ def test_explain_prints_a_table():
     ]
 
 
-def test_explain_speaks_of_the_tensors_device():
-    reasons = dict(mmm_core.explain(SimpleNamespace(device=torch.device("cuda"))))
-    assert reasons["triton"] == reasons["mamba_ssm"] == "this version of mmm-core has no GPU kernels"
-    assert reasons["native"] == "`u` is on cuda"
+ON_GPU = SimpleNamespace(device=torch.device("cuda"))
+
+
+def test_explain_speaks_of_the_tensors_device(monkeypatch):
+    monkeypatch.setattr(backends, "_MISSING", frozenset())
+    explanation = mmm_core.explain(ON_GPU)
+    assert explanation.chosen == "triton"
+    assert [verdict.backend for verdict in explanation if verdict.reason is not None] == ["native"]
+    assert dict(explanation)["native"] == "`u` is on cuda"
+
+
+def test_explain_says_what_a_gpu_lacks(monkeypatch):
+    monkeypatch.setattr(backends, "_MISSING", frozenset({"triton", "mamba_ssm"}))
+    explanation = mmm_core.explain(ON_GPU)
+    assert explanation.chosen == "chunked"
+    reasons = dict(explanation)
+    assert reasons["triton"] == "the module triton is not installed"
+    assert reasons["mamba_ssm"] == "the module selective_scan_cuda is not installed"
+
+
+def test_the_interpreter_of_kernels_runs_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(backends, "INTERPRETED", True)
+    monkeypatch.setattr(backends, "_MISSING", frozenset())
+    for u in (None, ON_GPU):
+        explanation = mmm_core.explain(u)
+        assert [verdict.backend for verdict in explanation] == [*ORDER[1:], "triton"]
+        assert dict(explanation)["triton"] is None
+        assert explanation.chosen != "triton"
+
+
+@pytest.mark.parametrize("module", ["triton", "selective_scan_cuda"])
+def test_what_only_a_gpu_needs_is_imported_when_it_runs(module):
+    program = f"""
+import sys, torch, mmm_core.layers, mmm_core.compat.mamba_ssm
+mmm_core.layers.Mamba(4)(torch.zeros(1, 2, 4)).sum().backward()
+mmm_core.explain()
+sys.exit({module!r} in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_explain_knows_what_the_environment_forces(monkeypatch):

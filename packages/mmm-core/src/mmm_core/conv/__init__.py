@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from mmm_core.backends import choose
-from mmm_core.conv import native
 from mmm_core.conv.decomposition import decomposition
+from mmm_core.conv.operator import BACKENDS, eager_causal_conv1d, forward
 from mmm_core.conv.operator import causal_conv1d as _operator
-from mmm_core.conv.operator import eager_causal_conv1d, forward
 from mmm_core.eager import eager, needs_gradient, refuse_tangents, writable
 from mmm_core.errors import ShapeError, expect_floating, expect_rank, expect_shape
 from mmm_core.sequences import check_cu_seqlens, state_rows
@@ -59,7 +58,7 @@ def causal_conv1d(
     """
     where = "causal_conv1d"
     _check(where, "b l", x, weight, bias, activation, "initial_state", initial_state, cu_seqlens)
-    chosen = choose(where, backend, "x", x.device)
+    chosen = choose(where, backend, "x", x.device, _misfit)
     tensors = (x, weight, bias, initial_state)
     if eager(tensors):
         run = eager_causal_conv1d if needs_gradient(tensors) else forward
@@ -101,17 +100,23 @@ def causal_conv1d_update(
     """
     where = "causal_conv1d_update"
     _check(where, "b", x, weight, bias, activation, "state", state)
-    chosen, silu = choose(where, None, "x", x.device), activation == "silu"
-    if chosen == "native" and eager((x, weight, bias, state)) and writable(state):
-        return native.update(x, weight, bias, state, silu)
+    chosen, silu = choose(where, None, "x", x.device, _misfit), activation == "silu"
+    if chosen in ("triton", "native") and eager((x, weight, bias, state)) and writable(state):
+        kernels: Any = BACKENDS[chosen]
+        y: Tensor = kernels.update(x, weight, bias, state, silu)
+        return y
     refuse_tangents(where, (x, weight, bias, state))
     with torch.no_grad():
-        out, _ = _operator(x.unsqueeze(1), weight, bias, state, None, silu, False, chosen)
+        out: Tensor = _operator(x.unsqueeze(1), weight, bias, state, None, silu, False, chosen)[0]
         state.copy_(
             torch.cat((state, x.unsqueeze(-1).to(state.dtype)), dim=-1)[..., 1:]
         )  # the final state has x's dtype
-        y: Tensor = out.squeeze(1)
-        return y
+        return out.squeeze(1)
+
+
+def _misfit() -> str:
+    """Why mamba_ssm cannot run a call: as of `mmm_core.backends.why_not`."""
+    return "mamba_ssm has no convolution"
 
 
 def _check(

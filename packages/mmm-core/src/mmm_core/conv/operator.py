@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmm_core.arithmetic import autocast_off
+from mmm_core.backends import Modules
 from mmm_core.conv import chunked, native, reference
 from mmm_core.conv.problem import Gradients, Problem
 from mmm_core.eager import differentiable, eager
@@ -28,7 +29,7 @@ class Backend(Protocol):
         """The gradients."""
 
 
-BACKENDS: dict[str, Backend] = {"native": native, "chunked": chunked, "reference": reference}
+BACKENDS: Modules[Backend] = Modules("mmm_core.conv", {"native": native, "chunked": chunked, "reference": reference})
 
 
 def forward(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mmm_core.backends import choose
 from mmm_core.eager import eager, needs_gradient, refuse_tangents, writable
-from mmm_core.scan import native
 from mmm_core.scan.check import check
 from mmm_core.scan.decomposition import decomposition
-from mmm_core.scan.operator import eager_selective_scan, forward
+from mmm_core.scan.mamba_ssm_gpu import misfit
+from mmm_core.scan.operator import BACKENDS, eager_selective_scan, forward
 from mmm_core.scan.operator import selective_scan as _operator
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def selective_scan(
     where = "selective_scan"
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     check(where, *tensors, state_name="initial_state", outer="b l", cu_seqlens=cu_seqlens)
-    out, state = _run(where, *tensors, cu_seqlens, delta_softplus, reverse, backend)
+    out, state = _run(where, *tensors, cu_seqlens, delta_softplus, reverse, return_final_state, backend)
     return (out, state) if return_final_state else out
 
 
@@ -119,12 +120,16 @@ def selective_state_update(
     where = "selective_state_update"
     tensors = (u, delta, A, B, C, D, z, delta_bias, state)
     check(where, *tensors, state_name="state", outer="b")
-    if choose(where, None, "u", u.device) == "native" and eager(tensors) and writable(state):
-        return native.update(*tensors, delta_softplus)
+    chosen = choose(where, None, "u", u.device, partial(misfit, *tensors))
+    if chosen in ("triton", "native") and eager(tensors) and writable(state):
+        kernels: Any = BACKENDS[chosen]
+        y: Tensor = kernels.update(*tensors, delta_softplus)
+        return y
     with torch.no_grad():
         u, delta, B, C = (x.unsqueeze(1) for x in (u, delta, B, C))
         z = None if z is None else z.unsqueeze(1)
-        out, new_state = _run(where, u, delta, A, B, C, D, z, delta_bias, state, None, delta_softplus, False, None)
+        tensors = (u, delta, A, B, C, D, z, delta_bias, state)
+        out, new_state = _run(where, *tensors, None, delta_softplus, False, True, None)
         state.copy_(new_state)
         return out.squeeze(1)
 
@@ -143,6 +148,7 @@ def _run(
     cu_seqlens: Tensor | None,
     delta_softplus: bool,
     reverse: bool,
+    return_final_state: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Output and final state of a call that was checked."""
@@ -150,7 +156,8 @@ def _run(
         B, C = B.unsqueeze(2), C.unsqueeze(2)  # (b, l, g, n)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     save = needs_gradient(tensors)
-    chosen = choose(where, backend, "u", u.device)
+    misfits = partial(misfit, *tensors, cu_seqlens, reverse, return_final_state and save)
+    chosen = choose(where, backend, "u", u.device, misfits)
     if eager(tensors):
         run = eager_selective_scan if save else forward
     else:

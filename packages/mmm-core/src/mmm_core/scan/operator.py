@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmm_core.arithmetic import autocast_off
+from mmm_core.backends import Modules
 from mmm_core.eager import differentiable, eager
 from mmm_core.gradients import fake, handed_over, refuse_second, taken
 from mmm_core.scan import chunked, native, reference
@@ -34,7 +35,7 @@ class Backend(Protocol):
         """The shape of the checkpoints where they are saved."""
 
 
-BACKENDS: dict[str, Backend] = {"native": native, "chunked": chunked, "reference": reference}
+BACKENDS: Modules[Backend] = Modules("mmm_core.scan", {"native": native, "chunked": chunked, "reference": reference})
 
 
 def forward(
