@@ -58,6 +58,14 @@ def whole_bounds(where: str, length: int, cu_seqlens: Tensor | None) -> Tensor |
     return cu_seqlens.to("cpu", torch.int64).contiguous()
 
 
+def bounds_on(device: torch.device, where: str, length: int, cu_seqlens: Tensor | None) -> Tensor | None:
+    """The boundaries as a kernel on `device` reads them: checked as `spans` does, and contiguous."""
+    if cu_seqlens is None:
+        return None
+    spans(where, length, cu_seqlens)
+    return cu_seqlens.to(device).contiguous()
+
+
 def state_rows(batch: int, cu_seqlens: Tensor | None) -> int:
     """Rows of the state tensors: one a batch row, or one a packed sequence."""
     return batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
