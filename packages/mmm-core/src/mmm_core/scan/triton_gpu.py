@@ -1,0 +1,263 @@
+"""The selective scan on a GPU: how its kernels are called, and in which configuration.
+
+The kernels are `triton_kernels.py`; README.md has the maths. Importing this file imports triton.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from mmm_core.arithmetic import arithmetic_dtype
+from mmm_core.scan import triton_kernels as kernels
+from mmm_core.scan.problem import Gradients, Problem
+from mmm_core.sequences import whole_bounds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Config(NamedTuple):
+    """How a chunk of `CHUNK` positions lies in a program; `triton_kernels.py` says what the words mean."""
+
+    steps: int
+    rows: int
+    warps: int = 8
+
+    @property
+    def lanes(self) -> int:
+        """Threads that share the positions of a chunk."""
+        return CHUNK // self.steps
+
+    @property
+    def channels(self) -> int:
+        """Channels side by side in a program, over the threads of a warp and the warps."""
+        return 32 // self.lanes * self.warps
+
+    @property
+    def block(self) -> int:
+        """Channels of a program."""
+        return self.rows * self.channels
+
+    def constants(self) -> dict[str, int]:
+        """The kernel's arguments that set it."""
+        return {"STEPS": self.steps, "ROWS": self.rows, "CHANNELS": self.channels, "LANES": self.lanes}
+
+
+CHUNK = 128  # positions between two checkpoints; part of the result's bits, so the same in every configuration
+FORWARD = (Config(16, 2), Config(16, 1), Config(8, 2), Config(8, 1), Config(4, 1))
+BACKWARD = (Config(8, 2), Config(8, 1), Config(16, 1), Config(4, 1))
+
+
+def checkpoint_shape(p: Problem) -> tuple[int, ...]:
+    """The state that enters each chunk of each sequence, (n, e), one behind the other."""
+    b, l, e, _, n = p.sizes
+    chunks = (l + CHUNK - 1) // CHUNK + (0 if p.cu_seqlens is None else p.cu_seqlens.shape[0])
+    return (b, chunks * e * n)
+
+
+def forward(p: Problem, save: bool, config: Config | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The output (b, l, e), the final state (b or k, e, n), and the checkpoints where they are asked for."""
+    out = torch.empty_like(p.u, memory_format=torch.contiguous_format)
+    state = p.first_states()
+    checkpoints = state.new_empty(checkpoint_shape(p) if save else (0,))
+    bounds = _bounds(p)
+    if p.u.numel():
+        config = config or _choose(p, FORWARD)
+        with torch.cuda.device_of(p.u):
+            kernels.scan_forward[_grid(p, config)](
+                **_inputs(p),
+                **_projections(p, bounds),
+                state=state,
+                out=out,
+                checkpoints=checkpoints if save else None,
+                **_sizes(p, bounds),
+                **config.constants(),
+                num_warps=config.warps,
+                enable_fp_fusion=True,
+            )
+    return out, state, checkpoints
+
+
+def backward(
+    p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state: Tensor | None, config: Config | None = None
+) -> Gradients:
+    """The gradients of every input; those of A, D and the bias are summed over the sequences in their order."""
+    b, l, e, groups, n = p.sizes
+    new, sequences = p.u.new_empty, p.state_shape[0]
+    grads = Gradients(*(p.room(x) for x in p.floating))
+    grad_state = p.u.new_zeros(p.state_shape, dtype=p.dtype)
+    if grad_final_state is not None:
+        grad_state.copy_(grad_final_state)
+    grad_A = p.u.new_zeros(p.state_shape, dtype=p.dtype)
+    grad_D, grad_bias = (p.u.new_zeros((sequences, e), dtype=p.dtype) for _ in range(2))
+    bounds = _bounds(p)
+    if p.u.numel():
+        config = config or _choose(p, BACKWARD)
+        slots, blocks = _slots(p), _blocks(p, config)
+        grad_BC = new((blocks, slots, groups, n, 2, CHUNK), dtype=p.dtype)
+        sizes = _sizes(p, bounds)
+        with torch.cuda.device_of(p.u):
+            kernels.scan_backward[_grid(p, config)](
+                **_inputs(p),
+                **_projections(p, bounds),
+                checkpoints=checkpoints,
+                **_strided("grad_out", grad_out, "ble"),
+                grad_state=grad_state,
+                grad_u=grads.u,
+                grad_delta=grads.delta,
+                grad_z=None if p.z is None else grads.z,
+                grad_A=grad_A,
+                grad_BC=grad_BC,
+                grad_D=grad_D,
+                grad_bias=grad_bias,
+                slots=slots,
+                **sizes,
+                **config.constants(),
+                WARPS=config.warps,
+                num_warps=config.warps,
+                enable_fp_fusion=True,
+            )
+            kernels.scatter_projections[_projection_grid(p)](
+                grad_BC,
+                grads.B,
+                grads.C,
+                bounds,
+                sequences,
+                slots,
+                l,
+                blocks,
+                groups,
+                n,
+                REVERSE=p.reverse,
+                TIME=CHUNK,
+                BLOCK=PROJECTION_BLOCK,
+            )
+    else:
+        grads.B.zero_()
+        grads.C.zero_()
+    return grads._replace(
+        A=grad_A.sum(0),
+        D=grads.D if p.D is None else grad_D.sum(0),
+        delta_bias=grads.delta_bias if p.delta_bias is None else grad_bias.sum(0),
+        initial_state=grads.initial_state if p.initial_state is None else grad_state,
+    )
+
+
+def update(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    state: Tensor,
+    delta_softplus: bool,
+) -> Tensor:
+    """The output of one position, (b, e); `state` goes from that before it to that after it."""
+    (b, e), n = u.shape, A.shape[1]
+    if B.ndim == 2:
+        B, C = B.unsqueeze(1), C.unsqueeze(1)
+    out = torch.empty_like(u, memory_format=torch.contiguous_format)
+    if not u.numel():
+        return out
+    states = min(128, 1 << (n - 1).bit_length())
+    channels = max(1, 512 // states)
+    with torch.cuda.device_of(u):
+        kernels.scan_update[(b, -(-e // channels))](
+            **_strided("state", state, "ben"),
+            **_strided("u", u, "be"),
+            **_strided("delta", delta, "be"),
+            **_strided("A", A, "en"),
+            **_strided("B", B, "bgn"),
+            **_strided("C", C, "bgn"),
+            **_strided("D", D, "e"),
+            **_strided("z", z, "be"),
+            **_strided("bias", delta_bias, "e"),
+            out=out,
+            e=e,
+            channels=e // B.shape[1],
+            n=n,
+            WIDE=arithmetic_dtype((u, delta, A, B, C, D, z, delta_bias, state)) == torch.float64,
+            SOFTPLUS=delta_softplus,
+            CHANNELS=channels,
+            STATES=states,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+    return out
+
+
+PROJECTION_BLOCK = 16  # state indices that a program of `gather_projections` takes
+
+
+def _choose(p: Problem, configs: tuple[Config, ...]) -> Config:
+    """The configuration of a call, by its sizes and dtype alone."""
+    return configs[1] if p.dtype == torch.float64 else configs[0]
+
+
+def _bounds(p: Problem) -> Tensor | None:
+    bounds = whole_bounds("selective_scan", p.u.shape[1], p.cu_seqlens)
+    return None if bounds is None else bounds.to(p.u.device)
+
+
+def _slots(p: Problem) -> int:
+    """Chunks that there is room for: those of all rows, or of all packed sequences."""
+    chunks = -(-p.u.shape[1] // CHUNK)
+    return p.u.shape[0] * chunks if p.cu_seqlens is None else chunks + p.cu_seqlens.shape[0]
+
+
+def _blocks(p: Problem, config: Config) -> int:
+    """Programs that share the channels of a group."""
+    _, _, e, groups, _ = p.sizes
+    return -(-(e // groups) // config.block)
+
+
+def _grid(p: Problem, config: Config) -> tuple[int]:
+    return (p.state_shape[0] * p.B.shape[2] * _blocks(p, config),)
+
+
+def _projection_grid(p: Problem) -> tuple[int, int]:
+    *_, groups, n = p.sizes
+    return (_slots(p), groups * -(-n // PROJECTION_BLOCK))
+
+
+def _strided(name: str, x: Tensor | None, axes: str) -> dict[str, Any]:
+    """A tensor and its strides as arguments of a kernel."""
+    strides = x.stride() if x is not None else (0,) * len(axes)
+    return {name: x} | {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
+
+
+def _inputs(p: Problem) -> dict[str, Any]:
+    inputs = _strided("u", p.u, "ble") | _strided("delta", p.delta, "ble") | _strided("z", p.z, "ble")
+    return inputs | _strided("A", p.A, "en") | _strided("D", p.D, "e") | _strided("bias", p.delta_bias, "e")
+
+
+def _sizes(p: Problem, bounds: Tensor | None) -> dict[str, Any]:
+    _, l, e, groups, n = p.sizes
+    sizes = {"bounds": bounds, "length": l, "channels": e // groups, "groups": groups, "n": n}
+    return sizes | {"REVERSE": p.reverse, "SOFTPLUS": p.delta_softplus}
+
+
+def _projections(p: Problem, bounds: Tensor | None) -> dict[str, Tensor]:
+    """B and C as the kernels read them, (slots, g, n, CHUNK) in the dtype of the arithmetic."""
+    _, l, _, groups, n = p.sizes
+    B, C = (p.u.new_empty((_slots(p), groups, n, CHUNK), dtype=p.dtype) for _ in range(2))
+    kernels.gather_projections[_projection_grid(p)](
+        **_strided("B", p.B, "blgn"),
+        **_strided("C", p.C, "blgn"),
+        B_out=B,
+        C_out=C,
+        bounds=bounds,
+        sequences=p.state_shape[0],
+        length=l,
+        groups=groups,
+        n=n,
+        REVERSE=p.reverse,
+        TIME=CHUNK,
+        BLOCK=PROJECTION_BLOCK,
+    )
+    return {"B": B, "C": C}
