@@ -40,9 +40,11 @@ class Config(NamedTuple):
         """Channels of a program."""
         return self.rows * self.channels
 
-    def constants(self) -> dict[str, int]:
-        """The kernel's arguments that set it."""
-        return {"STEPS": self.steps, "ROWS": self.rows, "CHANNELS": self.channels, "LANES": self.lanes}
+    def constants(self, n: int) -> dict[str, int]:
+        """The kernel's arguments that set it, where a channel has `n` states."""
+        states = max(self.lanes, 1 << (n - 1).bit_length())
+        sizes = {"STEPS": self.steps, "ROWS": self.rows, "CHANNELS": self.channels, "LANES": self.lanes}
+        return sizes | {"STATES": states, "num_warps": self.warps}
 
 
 CHUNK = 128  # positions between two checkpoints; part of the result's bits, so the same in every configuration
@@ -68,13 +70,12 @@ def forward(p: Problem, save: bool, config: Config | None = None) -> tuple[Tenso
         with torch.cuda.device_of(p.u):
             kernels.scan_forward[_grid(p, config)](
                 **_inputs(p),
-                **_projections(p, bounds),
+                **_projections(p, bounds, config),
                 state=state,
                 out=out,
                 checkpoints=checkpoints if save else None,
                 **_sizes(p, bounds),
-                **config.constants(),
-                num_warps=config.warps,
+                **config.constants(p.A.shape[1]),
                 enable_fp_fusion=True,
             )
     return out, state, checkpoints
@@ -90,8 +91,9 @@ def backward(
     grad_state = p.u.new_zeros(p.state_shape, dtype=p.dtype)
     if grad_final_state is not None:
         grad_state.copy_(grad_final_state)
-    grad_A = p.u.new_zeros(p.state_shape, dtype=p.dtype)
-    grad_D, grad_bias = (p.u.new_zeros((sequences, e), dtype=p.dtype) for _ in range(2))
+    room = p.u.new_empty if p.u.numel() else p.u.new_zeros
+    grad_A = room(p.state_shape, dtype=p.dtype)
+    grad_D, grad_bias = (room((sequences, e), dtype=p.dtype) for _ in range(2))
     bounds = _bounds(p)
     if p.u.numel():
         config = config or _choose(p, BACKWARD)
@@ -101,7 +103,7 @@ def backward(
         with torch.cuda.device_of(p.u):
             kernels.scan_backward[_grid(p, config)](
                 **_inputs(p),
-                **_projections(p, bounds),
+                **_projections(p, bounds, config),
                 checkpoints=checkpoints,
                 **_strided("grad_out", grad_out, "ble"),
                 grad_state=grad_state,
@@ -114,9 +116,8 @@ def backward(
                 grad_bias=grad_bias,
                 slots=slots,
                 **sizes,
-                **config.constants(),
+                **config.constants(n),
                 WARPS=config.warps,
-                num_warps=config.warps,
                 enable_fp_fusion=True,
             )
             kernels.scatter_projections[_projection_grid(p)](
@@ -242,7 +243,7 @@ def _sizes(p: Problem, bounds: Tensor | None) -> dict[str, Any]:
     return sizes | {"REVERSE": p.reverse, "SOFTPLUS": p.delta_softplus}
 
 
-def _projections(p: Problem, bounds: Tensor | None) -> dict[str, Tensor]:
+def _projections(p: Problem, bounds: Tensor | None, config: Config) -> dict[str, Tensor]:
     """B and C as the kernels read them, (slots, g, n, CHUNK) in the dtype of the arithmetic."""
     _, l, _, groups, n = p.sizes
     B, C = (p.u.new_empty((_slots(p), groups, n, CHUNK), dtype=p.dtype) for _ in range(2))
@@ -257,7 +258,8 @@ def _projections(p: Problem, bounds: Tensor | None) -> dict[str, Tensor]:
         groups=groups,
         n=n,
         REVERSE=p.reverse,
-        TIME=CHUNK,
+        STEPS=config.steps,
+        LANES=config.lanes,
         BLOCK=PROJECTION_BLOCK,
     )
     return {"B": B, "C": C}

@@ -119,9 +119,23 @@ def _step_size(delta, bias, valid, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
+def _place(step, lane, LANES: tl.constexpr):
+    """Where a chunk's B and C stand: four steps side by side, so that the lanes read a line of memory together."""
+    return step // 4 * (4 * LANES) + lane * 4 + step % 4
+
+
+@triton.jit
 def _over_time(pointer, steps, lanes):
     """B or C of one state index over a chunk, (STEPS, 1, 1, LANES, 1)."""
-    return tl.load(pointer + lanes[None, :] * steps.shape[0] + steps[:, None])[:, None, None, :, None]
+    return tl.load(pointer + _place(steps[:, None], lanes[None, :], lanes.shape[0]))[:, None, None, :, None]
+
+
+@triton.jit
+def _state(tile, j, numbers):
+    """State `j` of each channel, (ROWS, CHANNELS, 1, 1), from the lane that holds it."""
+    LANES: tl.constexpr = tile.shape[3]
+    held = tl.sum(tl.where((numbers ^ j) < LANES, tile, -0.0), 0)  # the same multiple of LANES
+    return tl.gather(held, (tl.full((tile.shape[1], tile.shape[2], 1, 1), 0, tl.int32) + j) % LANES, 2)
 
 
 @triton.jit
@@ -173,6 +187,7 @@ def scan_forward(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     LANES: tl.constexpr,
+    STATES: tl.constexpr,  # n, at least LANES and a power of two
 ):
     TIME: tl.constexpr = STEPS * LANES
     BLOCK: tl.constexpr = ROWS * CHANNELS
@@ -194,7 +209,17 @@ def scan_forward(
     steps, lanes = tl.arange(0, STEPS), tl.arange(0, LANES)
     nothing = tl.full((ROWS, CHANNELS, LANES, 1), -0.0, dtype)
     lane = lanes[None, None, :, None]
+    last_lane = tl.full((ROWS, CHANNELS, 1, 1), LANES - 1, tl.int32)
     before = tl.broadcast_to(tl.maximum(lane - 1, 0), (ROWS, CHANNELS, LANES, 1))
+
+    # The states carried from chunk to chunk: `LANES` threads share those of a channel.
+    numbers = (tl.arange(0, STATES // LANES)[:, None] * LANES + lanes[None, :])[:, None, None, :, None]
+    numbers_4 = (tl.arange(0, STATES // LANES)[:, None] * LANES + lanes[None, :])[:, None, None, :]
+    channel_4 = tl.reshape(channel_s, (1, ROWS, CHANNELS, 1))
+    there = tl.reshape(held_s, (1, ROWS, CHANNELS, 1)) & (numbers_4 < n)
+    state += (s.to(tl.int64) * e + channel_4) * n + numbers_4
+    carried = tl.load(state, there, 0)[:, :, :, :, None]
+    exponents = tl.load(A + channel_4 * A_e + numbers_4 * A_n, there, 0)[:, :, :, :, None].to(dtype) * LOG2E
 
     bias_v = None if bias is None else tl.load(bias + channel * bias_e, held, 0).to(dtype)
     u += row * u_b + channel * u_e
@@ -202,49 +227,47 @@ def scan_forward(
     if z is not None:
         z += row * z_b + channel * z_e
     out += row * length * e + channel
-    state += (s.to(tl.int64) * e + channel_s) * n
-    A += channel_s * A_e
 
     begin = start * 0
     for _ in range(tl.cdiv(stop - start, TIME)):
+        if checkpoints is not None:
+            tl.store(checkpoints + (slot * n + numbers_4) * e + channel_4, tl.reshape(carried, there.shape), there)
         time = begin + tl.arange(0, TIME)
         valid = (time < stop - start)[:, None] & held[None, :]
         place = (stop - 1 - time if REVERSE else start + time)[:, None]
-        u_t = tl.load(u[None, :] + place * u_l, valid, 0).to(dtype)
+        u_t = tl.load(u[None, :] + place * u_l, valid, 0)
         delta_t = tl.load(delta[None, :] + place * delta_l, valid, 0).to(dtype)
         delta_t, raw = _step_size(delta_t, bias_v, valid, SOFTPLUS)
-        x_s = _to_scan(delta_t * u_t, STEPS, ROWS, CHANNELS, LANES)
         delta_s = _to_scan(delta_t, STEPS, ROWS, CHANNELS, LANES)
+        x_s = _to_scan(u_t, STEPS, ROWS, CHANNELS, LANES).to(dtype) * delta_s
         delta_sum = tl.sum(delta_s, 0)
         y_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
         projections = (slot * groups + group) * n * TIME
-        tl.debug_barrier()  # the states of the last chunk are in memory
         for j in range(n):
             b = _over_time(B + projections + j * TIME, steps, lanes)
             c = _over_time(C + projections + j * TIME, steps, lanes)
-            exponent = tl.load(A + j * A_n, held_s, 0).to(dtype) * LOG2E
-            h_0 = tl.load(state + j, held_s, 0)
-            if checkpoints is not None:
-                tl.store(checkpoints + (slot * n + j) * e + channel_s, h_0, held_s)
+            exponent = _state(exponents, j, numbers)
+            h_0 = _state(carried, j, numbers)
             a = tl.exp2(delta_s * exponent[None])
-            x = x_s * b
             a_all = tl.exp2(delta_sum * exponent)
+            x = x_s * b
             kept, h, h_all = _recur(a, x, nothing, steps)
             decay, h_all = tl.associative_scan((a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all)), 2, _compose)
-            tl.store(state + j + lane * 0, h_all, held_s & (lane == LANES - 1))
+            carried = tl.where(numbers == j, tl.gather(h_all, last_lane, 2)[None], carried)
             h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 2))
             kept, h, h_all = _recur(a, x, h_in, steps)
             y_s += h * c
         y = _from_scan(y_s)
         if D is not None:
-            u_t = tl.load(u[None, :] + place * u_l, valid, 0).to(dtype)
-            y += tl.load(D + channel * D_e, held, 0).to(dtype)[None, :] * u_t
+            u_t = tl.load(u[None, :] + place * u_l, valid, 0)
+            y += tl.load(D + channel * D_e, held, 0).to(dtype)[None, :] * u_t.to(dtype)
         if z is not None:
             z_t = tl.load(z[None, :] + place * z_l, valid, 0).to(dtype)
             y *= z_t * tl.sigmoid(z_t)
         tl.store(out[None, :] + place * e, y.to(out.dtype.element_ty), valid)
         begin += TIME
         slot += 1
+    tl.store(state, tl.reshape(carried, there.shape), there)
 
 
 @triton.jit
@@ -295,6 +318,7 @@ def scan_backward(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     LANES: tl.constexpr,
+    STATES: tl.constexpr,  # n, at least LANES and a power of two
     WARPS: tl.constexpr,
 ):
     TIME: tl.constexpr = STEPS * LANES
@@ -316,6 +340,7 @@ def scan_backward(
     steps, lanes = tl.arange(0, STEPS), tl.arange(0, LANES)
     nothing = tl.full((ROWS, CHANNELS, LANES, 1), -0.0, dtype)
     lane = lanes[None, None, :, None]
+    first_lane = tl.full((ROWS, CHANNELS, 1, 1), 0, tl.int32)
     before = tl.broadcast_to(tl.maximum(lane - 1, 0), (ROWS, CHANNELS, LANES, 1))
     after = tl.broadcast_to(tl.minimum(lane + 1, LANES - 1), (ROWS, CHANNELS, LANES, 1))
 
@@ -328,8 +353,15 @@ def scan_backward(
     if z is not None:
         z += row * z_b + channel * z_e
         grad_z += row * length * e + channel
-    state_s = (s.to(tl.int64) * e + channel_s) * n
-    A += channel_s * A_e
+    # The gradients carried from chunk to chunk: `LANES` threads share those of a channel.
+    numbers = (tl.arange(0, STATES // LANES)[:, None] * LANES + lanes[None, :])[:, None, None, :, None]
+    numbers_4 = (tl.arange(0, STATES // LANES)[:, None] * LANES + lanes[None, :])[:, None, None, :]
+    channel_4 = tl.reshape(channel_s, (1, ROWS, CHANNELS, 1))
+    there = tl.reshape(held_s, (1, ROWS, CHANNELS, 1)) & (numbers_4 < n)
+    state_4 = (s.to(tl.int64) * e + channel_4) * n + numbers_4
+    carried = tl.load(grad_state + state_4, there, 0)[:, :, :, :, None]
+    A_s = tl.load(A + channel_4 * A_e + numbers_4 * A_n, there, 0)[:, :, :, :, None].to(dtype)
+    sum_A = tl.zeros(A_s.shape, dtype)
     sum_D = tl.zeros((BLOCK,), dtype)
     sum_bias = tl.zeros((BLOCK,), dtype)
 
@@ -342,15 +374,15 @@ def scan_backward(
         time = begin + tl.arange(0, TIME)
         valid = (time < stop - start)[:, None] & held[None, :]
         place = (stop - 1 - time if REVERSE else start + time)[:, None]
-        u_t = tl.load(u[None, :] + place * u_l, valid, 0).to(dtype)
+        u_t = tl.load(u[None, :] + place * u_l, valid, 0)
         delta_t = tl.load(delta[None, :] + place * delta_l, valid, 0).to(dtype)
         delta_t, raw = _step_size(delta_t, bias_v, valid, SOFTPLUS)
         grad_y = tl.load(grad_out[None, :] + place * grad_out_l, valid, 0).to(dtype)
         if z is not None:
             z_t = tl.load(z[None, :] + place * z_l, valid, 0).to(dtype)
             grad_y *= z_t * tl.sigmoid(z_t)
-        x_s = _to_scan(delta_t * u_t, STEPS, ROWS, CHANNELS, LANES)
         delta_s = _to_scan(delta_t, STEPS, ROWS, CHANNELS, LANES)
+        x_s = _to_scan(u_t, STEPS, ROWS, CHANNELS, LANES).to(dtype) * delta_s
         grad_y_s = _to_scan(grad_y, STEPS, ROWS, CHANNELS, LANES)
         delta_sum = tl.sum(delta_s, 0)
         y_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
@@ -358,13 +390,13 @@ def scan_backward(
         grad_delta_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
         projections = (slot * groups + group) * n * TIME
         partial = ((block.to(tl.int64) * slots + slot) * groups + group) * n * (2 * TIME)
-        tl.debug_barrier()  # the gradients carried from the last chunk are in memory
+        entering = tl.load(checkpoints + (slot * n + numbers_4) * e + channel_4, there, 0)[:, :, :, :, None]
         for j in range(n):
             b = _over_time(B + projections + j * TIME, steps, lanes)
             c = _over_time(C + projections + j * TIME, steps, lanes)
-            A_j = tl.load(A + j * A_n, held_s, 0).to(dtype)
-            h_0 = tl.load(checkpoints + (slot * n + j) * e + channel_s, held_s, 0)
-            carry = tl.load(grad_state + state_s + j, held_s, 0)
+            A_j = _state(A_s, j, numbers)
+            h_0 = _state(entering, j, numbers)
+            carry = _state(carried, j, numbers)
             a = tl.exp2(delta_s * (A_j * LOG2E)[None])
             a_all = tl.exp2(delta_sum * (A_j * LOG2E))
 
@@ -379,7 +411,7 @@ def scan_backward(
             g, leaving = _recur_back(a, grad_h, nothing, steps)
             leaving = tl.where(lane == LANES - 1, a_all * carry + leaving, leaving)
             decay, leaving = tl.associative_scan((a_all, leaving), 2, _compose, reverse=True)
-            tl.store(grad_state + state_s + j + lane * 0, leaving, held_s & (lane == 0))
+            carried = tl.where(numbers == j, tl.gather(leaving, first_lane, 2)[None], carried)
             g_in = tl.where(lane == LANES - 1, carry, tl.gather(leaving, after, 2))
             g, leaving = _recur_back(a, grad_h, g_in, steps)
             # What they give to the inputs.
@@ -388,11 +420,11 @@ def scan_backward(
             grad_x_s += g * b
             grad_delta_s += exponent * A_j[None]
             for_A = tl.sum(tl.sum(exponent * delta_s, 0), 2)[:, :, None, :]
-            old = tl.load(grad_A + state_s + j, held_s, 0)
-            tl.store(grad_A + state_s + j, old + for_A, held_s)
+            sum_A = tl.where(numbers == j, sum_A + for_A[None], sum_A)
             for_BC = _over_channels(g * x_s, grad_y_s * h, WARPS)
             tl.store(grad_BC + partial + j * (2 * TIME) + tl.arange(0, 2 * TIME), for_BC)
         grad_x = _from_scan(grad_x_s)
+        u_t = u_t.to(dtype)
         d_u = grad_x * delta_t
         d_delta = _from_scan(grad_delta_s) + grad_x * u_t
         if SOFTPLUS:
@@ -413,6 +445,8 @@ def scan_backward(
             sum_bias += tl.sum(tl.where(valid, d_delta, 0), 0)
         tl.store(grad_u[None, :] + place * e, d_u.to(grad_u.dtype.element_ty), valid)
         tl.store(grad_delta[None, :] + place * e, d_delta.to(grad_delta.dtype.element_ty), valid)
+    tl.store(grad_state + state_4, tl.reshape(carried, there.shape), there)
+    tl.store(grad_A + state_4, tl.reshape(sum_A, there.shape), there)
     if D is not None:
         tl.store(grad_D + s.to(tl.int64) * e + channel, sum_D, held)
     if bias is not None:
@@ -439,10 +473,12 @@ def gather_projections(
     groups,
     n,
     REVERSE: tl.constexpr,
-    TIME: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK: tl.constexpr,  # state indices
 ):
-    """B and C chunk by chunk in the direction of the scan, time innermost, zero where padded."""
+    """B and C chunk by chunk in the direction of the scan, time innermost by `_place`, zero where padded."""
+    TIME: tl.constexpr = STEPS * LANES
     slot = tl.program_id(0)
     row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length, TIME)
     time = chunk * TIME + tl.arange(0, TIME)
@@ -450,7 +486,8 @@ def gather_projections(
     group = tl.program_id(1) // tl.cdiv(n, BLOCK)
     place = (stop - 1 - time if REVERSE else start + time)[:, None]
     valid = (time < stop - start)[:, None] & (j < n)[None, :]
-    target = ((slot.to(tl.int64) * groups + group) * n + j[None, :]) * TIME + tl.arange(0, TIME)[:, None]
+    in_chunk = _place(tl.arange(0, TIME) % STEPS, tl.arange(0, TIME) // STEPS, LANES)
+    target = ((slot.to(tl.int64) * groups + group) * n + j[None, :]) * TIME + in_chunk[:, None]
     for_B = tl.load(B + row * B_b + place * B_l + group.to(tl.int64) * B_g + j[None, :] * B_n, valid, 0)
     for_C = tl.load(C + row * C_b + place * C_l + group.to(tl.int64) * C_g + j[None, :] * C_n, valid, 0)
     tl.store(B_out + target, for_B.to(B_out.dtype.element_ty), (j < n)[None, :])
