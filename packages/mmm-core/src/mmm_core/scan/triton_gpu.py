@@ -15,6 +15,8 @@ from mmm_core.scan.problem import Gradients, Problem
 from mmm_core.sequences import whole_bounds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
@@ -49,6 +51,9 @@ class Config(NamedTuple):
 
 CHUNK = 128  # positions between two checkpoints; part of the result's bits, so the same in every configuration
 FORWARD = (Config(16, 2), Config(16, 1), Config(8, 2), Config(8, 1), Config(4, 1))
+PROGRAMS = 128  # where there are fewer, sequences are cut into parts that run at once
+PROJECTION_BLOCK = 16  # state indices that a program of `gather_projections` takes
+JOIN_BLOCK = 256  # states that a program of `join_parts` takes
 BACKWARD = (Config(8, 2), Config(8, 1), Config(16, 1), Config(4, 1))
 
 
@@ -64,49 +69,54 @@ def forward(p: Problem, save: bool, config: Config | None = None) -> tuple[Tenso
     out = torch.empty_like(p.u, memory_format=torch.contiguous_format)
     state = p.first_states()
     checkpoints = state.new_empty(checkpoint_shape(p) if save else (0,))
-    bounds = _bounds(p)
     if p.u.numel():
         config = config or _choose(p, FORWARD)
         with torch.cuda.device_of(p.u):
-            kernels.scan_forward[_grid(p, config)](
-                **_inputs(p),
-                **_projections(p, bounds, config),
-                state=state,
-                out=out,
-                checkpoints=checkpoints if save else None,
-                **_sizes(p, bounds),
-                **config.constants(p.A.shape[1]),
-                enable_fp_fusion=True,
-            )
+            call = _Call(p, config)
+
+            def scan(states: Tensor, decay: Tensor | None) -> None:
+                kernels.scan_forward[call.grid](
+                    **call.inputs,
+                    state=states,
+                    decay=decay,
+                    out=out,
+                    checkpoints=checkpoints if save and decay is None else None,
+                    SUMMARY=decay is not None,
+                    **call.sizes,
+                )
+
+            call.over_parts(scan, state)
     return out, state, checkpoints
 
 
 def backward(
     p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state: Tensor | None, config: Config | None = None
 ) -> Gradients:
-    """The gradients of every input; those of A, D and the bias are summed over the sequences in their order."""
+    """The gradients of every input; those of A, D and the bias are summed over sequences and parts in their order."""
     b, l, e, groups, n = p.sizes
-    new, sequences = p.u.new_empty, p.state_shape[0]
     grads = Gradients(*(p.room(x) for x in p.floating))
     grad_state = p.u.new_zeros(p.state_shape, dtype=p.dtype)
     if grad_final_state is not None:
         grad_state.copy_(grad_final_state)
-    room = p.u.new_empty if p.u.numel() else p.u.new_zeros
-    grad_A = room(p.state_shape, dtype=p.dtype)
-    grad_D, grad_bias = (room((sequences, e), dtype=p.dtype) for _ in range(2))
-    bounds = _bounds(p)
-    if p.u.numel():
-        config = config or _choose(p, BACKWARD)
+    if not p.u.numel():
+        zero = Gradients(*(grad.zero_() for grad in grads))
+        return zero if p.initial_state is None else zero._replace(initial_state=grad_state)
+    config = config or _choose(p, BACKWARD)
+    with torch.cuda.device_of(p.u):
+        call = _Call(p, config)
         slots, blocks = _slots(p), _blocks(p, config)
-        grad_BC = new((blocks, slots, groups, n, 2, CHUNK), dtype=p.dtype)
-        sizes = _sizes(p, bounds)
-        with torch.cuda.device_of(p.u):
-            kernels.scan_backward[_grid(p, config)](
-                **_inputs(p),
-                **_projections(p, bounds, config),
+        programs = (p.state_shape[0] * call.parts, e)
+        grad_A = p.u.new_empty((*programs, n), dtype=p.dtype)
+        grad_D, grad_bias = (p.u.new_empty(programs, dtype=p.dtype) for _ in range(2))
+        grad_BC = p.u.new_empty((blocks, slots, groups, n, 2, CHUNK), dtype=p.dtype)
+
+        def scan(states: Tensor, decay: Tensor | None) -> None:
+            kernels.scan_backward[call.grid](
+                **call.inputs,
                 checkpoints=checkpoints,
                 **_strided("grad_out", grad_out, "ble"),
-                grad_state=grad_state,
+                grad_state=states,
+                decay=decay,
                 grad_u=grads.u,
                 grad_delta=grads.delta,
                 grad_z=None if p.z is None else grads.z,
@@ -115,35 +125,78 @@ def backward(
                 grad_D=grad_D,
                 grad_bias=grad_bias,
                 slots=slots,
-                **sizes,
-                **config.constants(n),
                 WARPS=config.warps,
-                enable_fp_fusion=True,
+                SUMMARY=decay is not None,
+                **call.sizes,
             )
-            kernels.scatter_projections[_projection_grid(p)](
-                grad_BC,
-                grads.B,
-                grads.C,
-                bounds,
-                sequences,
-                slots,
-                l,
-                blocks,
-                groups,
-                n,
-                REVERSE=p.reverse,
-                TIME=CHUNK,
-                BLOCK=PROJECTION_BLOCK,
-            )
-    else:
-        grads.B.zero_()
-        grads.C.zero_()
+
+        call.over_parts(scan, grad_state, backward=True)
+        kernels.scatter_projections[_projection_grid(p)](
+            grad_BC,
+            grads.B,
+            grads.C,
+            call.bounds,
+            p.state_shape[0],
+            slots,
+            l,
+            blocks,
+            groups,
+            n,
+            REVERSE=p.reverse,
+            TIME=CHUNK,
+            BLOCK=PROJECTION_BLOCK,
+        )
     return grads._replace(
         A=grad_A.sum(0),
         D=grads.D if p.D is None else grad_D.sum(0),
         delta_bias=grads.delta_bias if p.delta_bias is None else grad_bias.sum(0),
         initial_state=grads.initial_state if p.initial_state is None else grad_state,
     )
+
+
+class _Call:
+    """What the forward and the backward have in common: the grid, and most of the kernels' arguments."""
+
+    def __init__(self, p: Problem, config: Config) -> None:
+        _, l, e, groups, n = p.sizes
+        bounds = whole_bounds("selective_scan", l, p.cu_seqlens)
+        self.bounds = None if bounds is None else bounds.to(p.u.device)
+        programs = p.state_shape[0] * groups * _blocks(p, config)
+        chunks = -(-l // CHUNK)
+        part_chunks = -(-chunks // max(1, min(chunks, PROGRAMS // programs)))
+        self.parts = -(-chunks // part_chunks)
+        self.grid = (programs * self.parts,)
+        self.inputs = _inputs(p) | _projections(p, self.bounds, config)
+        self.sizes = {
+            "bounds": self.bounds,
+            "length": l,
+            "channels": e // groups,
+            "groups": groups,
+            "n": n,
+            "parts": self.parts,
+            "part_chunks": part_chunks,
+            "REVERSE": p.reverse,
+            "SOFTPLUS": p.delta_softplus,
+            "enable_fp_fusion": True,
+        } | config.constants(n)
+
+    def over_parts(self, scan: Callable[[Tensor, Tensor | None], None], state: Tensor, backward: bool = False) -> None:
+        """Run `scan` on all parts of the sequences at once; `state` goes from that before to that behind them all.
+
+        Args:
+            scan: Takes the states that enter the parts, and replaces them by those that leave; with a second tensor,
+                it does no more than that, and writes there what each part multiplies a state by.
+            state: `(k, e, n)`.
+            backward: The state enters at the last part.
+        """
+        if self.parts == 1:
+            return scan(state, None)
+        k, e, n = state.shape
+        through, decay = state.new_zeros((k, self.parts, e, n)), state.new_empty((k, self.parts, e, n))
+        scan(through, decay)
+        grid = (k * -(-e * n // JOIN_BLOCK),)
+        kernels.join_parts[grid](state, through, decay, e * n, self.parts, BACKWARD=backward, BLOCK=JOIN_BLOCK)
+        return scan(through, None)
 
 
 def update(
@@ -192,17 +245,9 @@ def update(
     return out
 
 
-PROJECTION_BLOCK = 16  # state indices that a program of `gather_projections` takes
-
-
 def _choose(p: Problem, configs: tuple[Config, ...]) -> Config:
     """The configuration of a call, by its sizes and dtype alone."""
     return configs[1] if p.dtype == torch.float64 else configs[0]
-
-
-def _bounds(p: Problem) -> Tensor | None:
-    bounds = whole_bounds("selective_scan", p.u.shape[1], p.cu_seqlens)
-    return None if bounds is None else bounds.to(p.u.device)
 
 
 def _slots(p: Problem) -> int:
@@ -215,10 +260,6 @@ def _blocks(p: Problem, config: Config) -> int:
     """Programs that share the channels of a group."""
     _, _, e, groups, _ = p.sizes
     return -(-(e // groups) // config.block)
-
-
-def _grid(p: Problem, config: Config) -> tuple[int]:
-    return (p.state_shape[0] * p.B.shape[2] * _blocks(p, config),)
 
 
 def _projection_grid(p: Problem) -> tuple[int, int]:
@@ -235,12 +276,6 @@ def _strided(name: str, x: Tensor | None, axes: str) -> dict[str, Any]:
 def _inputs(p: Problem) -> dict[str, Any]:
     inputs = _strided("u", p.u, "ble") | _strided("delta", p.delta, "ble") | _strided("z", p.z, "ble")
     return inputs | _strided("A", p.A, "en") | _strided("D", p.D, "e") | _strided("bias", p.delta_bias, "e")
-
-
-def _sizes(p: Problem, bounds: Tensor | None) -> dict[str, Any]:
-    _, l, e, groups, n = p.sizes
-    sizes = {"bounds": bounds, "length": l, "channels": e // groups, "groups": groups, "n": n}
-    return sizes | {"REVERSE": p.reverse, "SOFTPLUS": p.delta_softplus}
 
 
 def _projections(p: Problem, bounds: Tensor | None, config: Config) -> dict[str, Tensor]:

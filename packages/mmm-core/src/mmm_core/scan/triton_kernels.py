@@ -173,7 +173,8 @@ def scan_forward(
     bias_e,
     B,  # (slots, g, n, TIME), as `gather_projections` lays it out
     C,
-    state,  # (sequences, e, n): the states carried from chunk to chunk
+    state,  # (sequences, parts, e, n): the state that enters each part; then that which leaves it
+    decay,  # the same, for a summary: what a part multiplies the state by
     out,  # (b, l, e)
     checkpoints,  # (slots, n, e) or None
     bounds,
@@ -181,6 +182,8 @@ def scan_forward(
     channels,  # of a group
     groups,
     n,
+    parts,
+    part_chunks,  # of a part
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     STEPS: tl.constexpr,
@@ -188,12 +191,14 @@ def scan_forward(
     CHANNELS: tl.constexpr,
     LANES: tl.constexpr,
     STATES: tl.constexpr,  # n, at least LANES and a power of two
+    SUMMARY: tl.constexpr,  # the states and the decays alone
 ):
     TIME: tl.constexpr = STEPS * LANES
     BLOCK: tl.constexpr = ROWS * CHANNELS
     dtype = state.dtype.element_ty
     blocks = tl.cdiv(channels, BLOCK) * groups
-    s = tl.program_id(0) // blocks
+    part = tl.program_id(0) // blocks % parts
+    s = tl.program_id(0) // blocks // parts
     group = tl.program_id(0) % blocks // tl.cdiv(channels, BLOCK)
     block = tl.program_id(0) % tl.cdiv(channels, BLOCK)
     row, start, stop, slot = _span(s, bounds, length, TIME)
@@ -217,8 +222,8 @@ def scan_forward(
     numbers_4 = (tl.arange(0, STATES // LANES)[:, None] * LANES + lanes[None, :])[:, None, None, :]
     channel_4 = tl.reshape(channel_s, (1, ROWS, CHANNELS, 1))
     there = tl.reshape(held_s, (1, ROWS, CHANNELS, 1)) & (numbers_4 < n)
-    state += (s.to(tl.int64) * e + channel_4) * n + numbers_4
-    carried = tl.load(state, there, 0)[:, :, :, :, None]
+    state_4 = ((s.to(tl.int64) * parts + part) * e + channel_4) * n + numbers_4
+    carried = tl.load(state + state_4, there, 0)[:, :, :, :, None]
     exponents = tl.load(A + channel_4 * A_e + numbers_4 * A_n, there, 0)[:, :, :, :, None].to(dtype) * LOG2E
 
     bias_v = None if bias is None else tl.load(bias + channel * bias_e, held, 0).to(dtype)
@@ -228,8 +233,12 @@ def scan_forward(
         z += row * z_b + channel * z_e
     out += row * length * e + channel
 
-    begin = start * 0
-    for _ in range(tl.cdiv(stop - start, TIME)):
+    if SUMMARY:
+        passed = tl.zeros((ROWS, CHANNELS, LANES, 1), dtype)
+    first_chunk = tl.minimum(start * 0 + part * part_chunks, tl.cdiv(stop - start, TIME))
+    begin = first_chunk * TIME
+    slot += first_chunk
+    for _ in range(tl.minimum(tl.cdiv(stop - start, TIME) - first_chunk, part_chunks)):
         if checkpoints is not None:
             tl.store(checkpoints + (slot * n + numbers_4) * e + channel_4, tl.reshape(carried, there.shape), there)
         time = begin + tl.arange(0, TIME)
@@ -241,33 +250,39 @@ def scan_forward(
         delta_s = _to_scan(delta_t, STEPS, ROWS, CHANNELS, LANES)
         x_s = _to_scan(u_t, STEPS, ROWS, CHANNELS, LANES).to(dtype) * delta_s
         delta_sum = tl.sum(delta_s, 0)
+        if SUMMARY:
+            passed += delta_sum
         y_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
         projections = (slot * groups + group) * n * TIME
         for j in range(n):
             b = _over_time(B + projections + j * TIME, steps, lanes)
-            c = _over_time(C + projections + j * TIME, steps, lanes)
             exponent = _state(exponents, j, numbers)
             h_0 = _state(carried, j, numbers)
             a = tl.exp2(delta_s * exponent[None])
             a_all = tl.exp2(delta_sum * exponent)
             x = x_s * b
             kept, h, h_all = _recur(a, x, nothing, steps)
-            decay, h_all = tl.associative_scan((a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all)), 2, _compose)
+            decays, h_all = tl.associative_scan((a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all)), 2, _compose)
             carried = tl.where(numbers == j, tl.gather(h_all, last_lane, 2)[None], carried)
-            h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 2))
-            kept, h, h_all = _recur(a, x, h_in, steps)
-            y_s += h * c
-        y = _from_scan(y_s)
-        if D is not None:
-            u_t = tl.load(u[None, :] + place * u_l, valid, 0)
-            y += tl.load(D + channel * D_e, held, 0).to(dtype)[None, :] * u_t.to(dtype)
-        if z is not None:
-            z_t = tl.load(z[None, :] + place * z_l, valid, 0).to(dtype)
-            y *= z_t * tl.sigmoid(z_t)
-        tl.store(out[None, :] + place * e, y.to(out.dtype.element_ty), valid)
+            if not SUMMARY:
+                h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 2))
+                kept, h, h_all = _recur(a, x, h_in, steps)
+                y_s += h * _over_time(C + projections + j * TIME, steps, lanes)
+        if not SUMMARY:
+            y = _from_scan(y_s)
+            if D is not None:
+                u_t = tl.load(u[None, :] + place * u_l, valid, 0)
+                y += tl.load(D + channel * D_e, held, 0).to(dtype)[None, :] * u_t.to(dtype)
+            if z is not None:
+                z_t = tl.load(z[None, :] + place * z_l, valid, 0).to(dtype)
+                y *= z_t * tl.sigmoid(z_t)
+            tl.store(out[None, :] + place * e, y.to(out.dtype.element_ty), valid)
         begin += TIME
         slot += 1
-    tl.store(state, tl.reshape(carried, there.shape), there)
+    tl.store(state + state_4, tl.reshape(carried, there.shape), there)
+    if SUMMARY:
+        decays = tl.exp2(tl.sum(passed, 2)[None, :, :, None, :] * exponents)
+        tl.store(decay + state_4, tl.reshape(decays, there.shape), there)
 
 
 @triton.jit
@@ -299,19 +314,22 @@ def scan_backward(
     grad_out_b,
     grad_out_l,
     grad_out_e,
-    grad_state,  # (sequences, e, n): the gradients carried from chunk to chunk
+    grad_state,  # (sequences, parts, e, n): the gradient that enters each part; then that which leaves it
+    decay,  # the same, for a summary: what a part multiplies the gradient by
     grad_u,  # (b, l, e), as those of delta and z
     grad_delta,
     grad_z,
-    grad_A,  # (sequences, e, n), zero before
+    grad_A,  # (sequences, parts, e, n)
     grad_BC,  # (blocks, slots, g, n, 2, TIME)
-    grad_D,  # (sequences, e)
-    grad_bias,  # (sequences, e)
+    grad_D,  # (sequences, parts, e)
+    grad_bias,
     slots,
     length,
     channels,  # of a group
     groups,
     n,
+    parts,
+    part_chunks,  # of a part
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     STEPS: tl.constexpr,
@@ -320,12 +338,14 @@ def scan_backward(
     LANES: tl.constexpr,
     STATES: tl.constexpr,  # n, at least LANES and a power of two
     WARPS: tl.constexpr,
+    SUMMARY: tl.constexpr,  # the states' gradients and the decays alone
 ):
     TIME: tl.constexpr = STEPS * LANES
     BLOCK: tl.constexpr = ROWS * CHANNELS
     dtype = grad_state.dtype.element_ty
     blocks = tl.cdiv(channels, BLOCK) * groups
-    s = tl.program_id(0) // blocks
+    part = tl.program_id(0) // blocks % parts
+    s = tl.program_id(0) // blocks // parts
     group = tl.program_id(0) % blocks // tl.cdiv(channels, BLOCK)
     block = tl.program_id(0) % tl.cdiv(channels, BLOCK)
     row, start, stop, slot = _span(s, bounds, length, TIME)
@@ -358,17 +378,20 @@ def scan_backward(
     numbers_4 = (tl.arange(0, STATES // LANES)[:, None] * LANES + lanes[None, :])[:, None, None, :]
     channel_4 = tl.reshape(channel_s, (1, ROWS, CHANNELS, 1))
     there = tl.reshape(held_s, (1, ROWS, CHANNELS, 1)) & (numbers_4 < n)
-    state_4 = (s.to(tl.int64) * e + channel_4) * n + numbers_4
+    state_4 = ((s.to(tl.int64) * parts + part) * e + channel_4) * n + numbers_4
     carried = tl.load(grad_state + state_4, there, 0)[:, :, :, :, None]
     A_s = tl.load(A + channel_4 * A_e + numbers_4 * A_n, there, 0)[:, :, :, :, None].to(dtype)
     sum_A = tl.zeros(A_s.shape, dtype)
     sum_D = tl.zeros((BLOCK,), dtype)
     sum_bias = tl.zeros((BLOCK,), dtype)
 
-    chunks = tl.cdiv(stop - start, TIME)
-    begin = chunks * TIME
-    slot += chunks
-    for _ in range(chunks):
+    if SUMMARY:
+        passed = tl.zeros((ROWS, CHANNELS, LANES, 1), dtype)
+    first_chunk = tl.minimum(start * 0 + part * part_chunks, tl.cdiv(stop - start, TIME))
+    end_chunk = tl.minimum(first_chunk + part_chunks, tl.cdiv(stop - start, TIME))
+    begin = end_chunk * TIME
+    slot += end_chunk
+    for _ in range(end_chunk - first_chunk):
         begin -= TIME
         slot -= 1
         time = begin + tl.arange(0, TIME)
@@ -385,72 +408,103 @@ def scan_backward(
         x_s = _to_scan(u_t, STEPS, ROWS, CHANNELS, LANES).to(dtype) * delta_s
         grad_y_s = _to_scan(grad_y, STEPS, ROWS, CHANNELS, LANES)
         delta_sum = tl.sum(delta_s, 0)
+        if SUMMARY:
+            passed += delta_sum
         y_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
         grad_x_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
         grad_delta_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
         projections = (slot * groups + group) * n * TIME
         partial = ((block.to(tl.int64) * slots + slot) * groups + group) * n * (2 * TIME)
-        entering = tl.load(checkpoints + (slot * n + numbers_4) * e + channel_4, there, 0)[:, :, :, :, None]
+        if not SUMMARY:
+            entering = tl.load(checkpoints + (slot * n + numbers_4) * e + channel_4, there, 0)[:, :, :, :, None]
         for j in range(n):
-            b = _over_time(B + projections + j * TIME, steps, lanes)
             c = _over_time(C + projections + j * TIME, steps, lanes)
             A_j = _state(A_s, j, numbers)
-            h_0 = _state(entering, j, numbers)
             carry = _state(carried, j, numbers)
             a = tl.exp2(delta_s * (A_j * LOG2E)[None])
             a_all = tl.exp2(delta_sum * (A_j * LOG2E))
 
-            # The states again, and what each keeps of the one before.
-            x = x_s * b
-            kept, h, h_all = _recur(a, x, nothing, steps)
-            decay, h_all = tl.associative_scan((a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all)), 2, _compose)
-            h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 2))
-            kept, h, h_all = _recur(a, x, h_in, steps)
-            # Their gradients.
+            # The gradients of the states.
             grad_h = grad_y_s * c
             g, leaving = _recur_back(a, grad_h, nothing, steps)
             leaving = tl.where(lane == LANES - 1, a_all * carry + leaving, leaving)
-            decay, leaving = tl.associative_scan((a_all, leaving), 2, _compose, reverse=True)
+            decays, leaving = tl.associative_scan((a_all, leaving), 2, _compose, reverse=True)
             carried = tl.where(numbers == j, tl.gather(leaving, first_lane, 2)[None], carried)
-            g_in = tl.where(lane == LANES - 1, carry, tl.gather(leaving, after, 2))
-            g, leaving = _recur_back(a, grad_h, g_in, steps)
-            # What they give to the inputs.
-            exponent = g * kept
-            y_s += h * c
-            grad_x_s += g * b
-            grad_delta_s += exponent * A_j[None]
-            for_A = tl.sum(tl.sum(exponent * delta_s, 0), 2)[:, :, None, :]
-            sum_A = tl.where(numbers == j, sum_A + for_A[None], sum_A)
-            for_BC = _over_channels(g * x_s, grad_y_s * h, WARPS)
-            tl.store(grad_BC + partial + j * (2 * TIME) + tl.arange(0, 2 * TIME), for_BC)
-        grad_x = _from_scan(grad_x_s)
-        u_t = u_t.to(dtype)
-        d_u = grad_x * delta_t
-        d_delta = _from_scan(grad_delta_s) + grad_x * u_t
-        if SOFTPLUS:
-            d_delta = tl.where(raw > 20, d_delta, d_delta * tl.sigmoid(raw))
-        if D is not None:
-            D_v = tl.load(D + channel * D_e, held, 0).to(dtype)[None, :]
-            d_u += grad_y * D_v
-            sum_D += tl.sum(grad_y * u_t, 0)
-        if z is not None:
-            y = _from_scan(y_s)
+            if not SUMMARY:
+                g_in = tl.where(lane == LANES - 1, carry, tl.gather(leaving, after, 2))
+                g, leaving = _recur_back(a, grad_h, g_in, steps)
+                # The states, and what each keeps of the one before.
+                h_0 = _state(entering, j, numbers)
+                b = _over_time(B + projections + j * TIME, steps, lanes)
+                x = x_s * b
+                kept, h, h_all = _recur(a, x, nothing, steps)
+                decays, h_all = tl.associative_scan((a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all)), 2, _compose)
+                h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 2))
+                kept, h, h_all = _recur(a, x, h_in, steps)
+                # What they give to the inputs.
+                exponent = g * kept
+                y_s += h * c
+                grad_x_s += g * b
+                grad_delta_s += exponent * A_j[None]
+                for_A = tl.sum(tl.sum(exponent * delta_s, 0), 2)[:, :, None, :]
+                sum_A = tl.where(numbers == j, sum_A + for_A[None], sum_A)
+                for_BC = _over_channels(g * x_s, grad_y_s * h, WARPS)
+                tl.store(grad_BC + partial + j * (2 * TIME) + tl.arange(0, 2 * TIME), for_BC)
+        if not SUMMARY:
+            grad_x = _from_scan(grad_x_s)
+            u_t = u_t.to(dtype)
+            d_u = grad_x * delta_t
+            d_delta = _from_scan(grad_delta_s) + grad_x * u_t
+            if SOFTPLUS:
+                d_delta = tl.where(raw > 20, d_delta, d_delta * tl.sigmoid(raw))
             if D is not None:
-                y += D_v * u_t
-            sigmoid = tl.sigmoid(z_t)
-            g_t = tl.load(grad_out[None, :] + place * grad_out_l, valid, 0).to(dtype)
-            d_z = g_t * y * sigmoid * (1 + z_t * (1 - sigmoid))
-            tl.store(grad_z[None, :] + place * e, d_z.to(grad_z.dtype.element_ty), valid)
-        if bias is not None:
-            sum_bias += tl.sum(tl.where(valid, d_delta, 0), 0)
-        tl.store(grad_u[None, :] + place * e, d_u.to(grad_u.dtype.element_ty), valid)
-        tl.store(grad_delta[None, :] + place * e, d_delta.to(grad_delta.dtype.element_ty), valid)
+                D_v = tl.load(D + channel * D_e, held, 0).to(dtype)[None, :]
+                d_u += grad_y * D_v
+                sum_D += tl.sum(grad_y * u_t, 0)
+            if z is not None:
+                y = _from_scan(y_s)
+                if D is not None:
+                    y += D_v * u_t
+                sigmoid = tl.sigmoid(z_t)
+                g_t = tl.load(grad_out[None, :] + place * grad_out_l, valid, 0).to(dtype)
+                d_z = g_t * y * sigmoid * (1 + z_t * (1 - sigmoid))
+                tl.store(grad_z[None, :] + place * e, d_z.to(grad_z.dtype.element_ty), valid)
+            if bias is not None:
+                sum_bias += tl.sum(tl.where(valid, d_delta, 0), 0)
+            tl.store(grad_u[None, :] + place * e, d_u.to(grad_u.dtype.element_ty), valid)
+            tl.store(grad_delta[None, :] + place * e, d_delta.to(grad_delta.dtype.element_ty), valid)
     tl.store(grad_state + state_4, tl.reshape(carried, there.shape), there)
-    tl.store(grad_A + state_4, tl.reshape(sum_A, there.shape), there)
-    if D is not None:
-        tl.store(grad_D + s.to(tl.int64) * e + channel, sum_D, held)
-    if bias is not None:
-        tl.store(grad_bias + s.to(tl.int64) * e + channel, sum_bias, held)
+    if SUMMARY:
+        decays = tl.exp2(tl.sum(passed, 2)[None, :, :, None, :] * (A_s * LOG2E))
+        tl.store(decay + state_4, tl.reshape(decays, there.shape), there)
+    else:
+        tl.store(grad_A + state_4, tl.reshape(sum_A, there.shape), there)
+        if D is not None:
+            tl.store(grad_D + (s.to(tl.int64) * parts + part) * e + channel, sum_D, held)
+        if bias is not None:
+            tl.store(grad_bias + (s.to(tl.int64) * parts + part) * e + channel, sum_bias, held)
+
+
+@triton.jit
+def join_parts(
+    state,  # (sequences, e * n): that which enters the first part; then that which leaves the last
+    through,  # (sequences, parts, e * n): what leaves each part where nothing enters it; then what enters it
+    decay,  # the same: what a part multiplies by
+    size,  # e * n
+    parts,
+    BACKWARD: tl.constexpr,  # from the last part to the first
+    BLOCK: tl.constexpr,
+):
+    """The recurrence from part to part."""
+    s = (tl.program_id(0) // tl.cdiv(size, BLOCK)).to(tl.int64)
+    i = tl.program_id(0) % tl.cdiv(size, BLOCK) * BLOCK + tl.arange(0, BLOCK)
+    h = tl.load(state + s * size + i, i < size)
+    for number in range(parts):
+        place = (s * parts + (parts - 1 - number if BACKWARD else number)) * size + i
+        leaves = tl.load(through + place, i < size)
+        tl.store(through + place, h, i < size)
+        h = tl.load(decay + place, i < size) * h + leaves
+    tl.store(state + s * size + i, h, i < size)
 
 
 @triton.jit
