@@ -19,15 +19,31 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _compose(decay_1, h_1, decay_2, h_2):
-    """Two stretches of the recurrence as one: what the state is multiplied by, and what is added."""
-    return decay_1 * decay_2, decay_2 * h_1 + h_2
+def _over_lanes(decay, h, lane, BACKWARD: tl.constexpr):
+    """The recurrence over the lanes of (ROWS, CHANNELS, LANES, 1): the state that leaves each, in log2(LANES) rounds."""
+    LANES: tl.constexpr = h.shape[2]
+    for i in tl.static_range(5):
+        if 1 << i < LANES:
+            other = lane + (1 << i) if BACKWARD else lane - (1 << i)
+            inside = (other >= 0) & (other < LANES)
+            source = tl.broadcast_to(tl.where(inside, other, lane), h.shape)
+            h = tl.where(inside, decay * tl.gather(h, source, 2) + h, h)
+            if 2 << i < LANES:
+                decay = tl.where(inside, decay * tl.gather(decay, source, 2), decay)
+    return h
 
 
 @triton.jit
-def _pick(x, steps, i):
-    """Step `i` of a tile. Adding -0.0 changes nothing, so the compiler leaves no sum."""
-    return tl.sum(tl.where((steps == i)[:, None, None, None, None], x, -0.0), 0)
+def _pick(x, which):
+    """What stands at the one index of the first axis that `which` is true of; as integers, so that zeros add nothing."""
+    BITS: tl.constexpr = tl.int64 if x.dtype == tl.float64 else tl.int32
+    return tl.sum(tl.where(which, x.to(BITS, bitcast=True), 0), 0).to(x.dtype, bitcast=True)
+
+
+@triton.jit
+def _step(x, steps, i):
+    """Step `i` of a tile; the compiler leaves no sum, for the steps are registers."""
+    return _pick(x, (steps == i)[:, None, None, None, None])
 
 
 @triton.jit
@@ -42,8 +58,8 @@ def _recur(a, x, h, steps):
     kept = x
     states = x
     for i in tl.static_range(x.shape[0]):
-        keeps = _pick(a, steps, i) * h
-        h = keeps + _pick(x, steps, i)
+        keeps = _step(a, steps, i) * h
+        h = keeps + _step(x, steps, i)
         kept = _put(kept, steps, i, keeps)
         states = _put(states, steps, i, h)
     return kept, states, h
@@ -54,9 +70,9 @@ def _recur_back(a, x, h, steps):
     """As `_recur`, from the last step to the first, where each step's decay is applied on leaving it."""
     states = x
     for i in tl.static_range(x.shape[0] - 1, -1, -1):
-        g = h + _pick(x, steps, i)
+        g = h + _step(x, steps, i)
         states = _put(states, steps, i, g)
-        h = _pick(a, steps, i) * g
+        h = _step(a, steps, i) * g
     return states, h
 
 
@@ -134,7 +150,7 @@ def _over_time(pointer, steps, lanes):
 def _state(tile, j, numbers):
     """State `j` of each channel, (ROWS, CHANNELS, 1, 1), from the lane that holds it."""
     LANES: tl.constexpr = tile.shape[3]
-    held = tl.sum(tl.where((numbers ^ j) < LANES, tile, -0.0), 0)  # the same multiple of LANES
+    held = _pick(tile, (numbers ^ j) < LANES)  # the same multiple of LANES
     return tl.gather(held, (tl.full((tile.shape[1], tile.shape[2], 1, 1), 0, tl.int32) + j) % LANES, 2)
 
 
@@ -144,9 +160,9 @@ def _over_channels(x, y, WARPS: tl.constexpr):
     STEPS: tl.constexpr = x.shape[0]
     LANES: tl.constexpr = x.shape[3]
     in_warp: tl.constexpr = (STEPS, WARPS, x.shape[2] // WARPS, LANES)
-    x = tl.sum(tl.reshape(tl.sum(x, 1), in_warp), 2)
-    y = tl.sum(tl.reshape(tl.sum(y, 1), in_warp), 2)
-    both = tl.permute(tl.join(x, y), (1, 3, 2, 0))  # (WARPS, 2, LANES, STEPS)
+    x, y = tl.reshape(tl.sum(x, 1), in_warp), tl.reshape(tl.sum(y, 1), in_warp)
+    both = tl.where(tl.arange(0, 2)[:, None, None, None, None] == 0, x[None], y[None])
+    both = tl.permute(tl.sum(both, 3), (2, 0, 3, 1))  # (WARPS, 2, LANES, STEPS)
     return tl.sum(tl.reshape(both, (WARPS, 2 * LANES * STEPS))[:, :, None], 0).reshape(2 * LANES * STEPS)
 
 
@@ -256,18 +272,20 @@ def scan_forward(
         projections = (slot * groups + group) * n * TIME
         for j in range(n):
             b = _over_time(B + projections + j * TIME, steps, lanes)
+            if not SUMMARY:
+                c = _over_time(C + projections + j * TIME, steps, lanes)
             exponent = _state(exponents, j, numbers)
             h_0 = _state(carried, j, numbers)
             a = tl.exp2(delta_s * exponent[None])
             a_all = tl.exp2(delta_sum * exponent)
             x = x_s * b
             kept, h, h_all = _recur(a, x, nothing, steps)
-            decays, h_all = tl.associative_scan((a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all)), 2, _compose)
+            h_all = _over_lanes(a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all), lane, False)
             carried = tl.where(numbers == j, tl.gather(h_all, last_lane, 2)[None], carried)
             if not SUMMARY:
                 h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 2))
                 kept, h, h_all = _recur(a, x, h_in, steps)
-                y_s += h * _over_time(C + projections + j * TIME, steps, lanes)
+                y_s += h * c
         if not SUMMARY:
             y = _from_scan(y_s)
             if D is not None:
@@ -419,6 +437,8 @@ def scan_backward(
             entering = tl.load(checkpoints + (slot * n + numbers_4) * e + channel_4, there, 0)[:, :, :, :, None]
         for j in range(n):
             c = _over_time(C + projections + j * TIME, steps, lanes)
+            if not SUMMARY:
+                b = _over_time(B + projections + j * TIME, steps, lanes)
             A_j = _state(A_s, j, numbers)
             carry = _state(carried, j, numbers)
             a = tl.exp2(delta_s * (A_j * LOG2E)[None])
@@ -428,17 +448,16 @@ def scan_backward(
             grad_h = grad_y_s * c
             g, leaving = _recur_back(a, grad_h, nothing, steps)
             leaving = tl.where(lane == LANES - 1, a_all * carry + leaving, leaving)
-            decays, leaving = tl.associative_scan((a_all, leaving), 2, _compose, reverse=True)
+            leaving = _over_lanes(a_all, leaving, lane, True)
             carried = tl.where(numbers == j, tl.gather(leaving, first_lane, 2)[None], carried)
             if not SUMMARY:
                 g_in = tl.where(lane == LANES - 1, carry, tl.gather(leaving, after, 2))
                 g, leaving = _recur_back(a, grad_h, g_in, steps)
                 # The states, and what each keeps of the one before.
                 h_0 = _state(entering, j, numbers)
-                b = _over_time(B + projections + j * TIME, steps, lanes)
                 x = x_s * b
                 kept, h, h_all = _recur(a, x, nothing, steps)
-                decays, h_all = tl.associative_scan((a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all)), 2, _compose)
+                h_all = _over_lanes(a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all), lane, False)
                 h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 2))
                 kept, h, h_all = _recur(a, x, h_in, steps)
                 # What they give to the inputs.
