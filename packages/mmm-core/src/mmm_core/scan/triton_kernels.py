@@ -257,6 +257,10 @@ def scan_forward(
     for _ in range(tl.minimum(tl.cdiv(stop - start, TIME) - first_chunk, part_chunks)):
         if checkpoints is not None:
             tl.store(checkpoints + (slot * n + numbers_4) * e + channel_4, tl.reshape(carried, there.shape), there)
+        projections = (slot * groups + group) * n * TIME
+        b = _over_time(B + projections, steps, lanes)
+        if not SUMMARY:
+            c = _over_time(C + projections, steps, lanes)
         time = begin + tl.arange(0, TIME)
         valid = (time < stop - start)[:, None] & held[None, :]
         place = (stop - 1 - time if REVERSE else start + time)[:, None]
@@ -269,16 +273,14 @@ def scan_forward(
         if SUMMARY:
             passed += delta_sum
         y_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
-        projections = (slot * groups + group) * n * TIME
         for j in range(n):
-            b = _over_time(B + projections + j * TIME, steps, lanes)
-            if not SUMMARY:
-                c = _over_time(C + projections + j * TIME, steps, lanes)
+            following = projections + tl.minimum(j + 1, n - 1) * TIME
             exponent = _state(exponents, j, numbers)
             h_0 = _state(carried, j, numbers)
             a = tl.exp2(delta_s * exponent[None])
             a_all = tl.exp2(delta_sum * exponent)
             x = x_s * b
+            b = _over_time(B + following, steps, lanes)  # a round ahead, so that nothing waits for it
             kept, h, h_all = _recur(a, x, nothing, steps)
             h_all = _over_lanes(a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all), lane, False)
             carried = tl.where(numbers == j, tl.gather(h_all, last_lane, 2)[None], carried)
@@ -286,6 +288,7 @@ def scan_forward(
                 h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 2))
                 kept, h, h_all = _recur(a, x, h_in, steps)
                 y_s += h * c
+                c = _over_time(C + following, steps, lanes)
         if not SUMMARY:
             y = _from_scan(y_s)
             if D is not None:
@@ -412,6 +415,10 @@ def scan_backward(
     for _ in range(end_chunk - first_chunk):
         begin -= TIME
         slot -= 1
+        projections = (slot * groups + group) * n * TIME
+        c = _over_time(C + projections, steps, lanes)
+        if not SUMMARY:
+            b = _over_time(B + projections, steps, lanes)
         time = begin + tl.arange(0, TIME)
         valid = (time < stop - start)[:, None] & held[None, :]
         place = (stop - 1 - time if REVERSE else start + time)[:, None]
@@ -431,14 +438,11 @@ def scan_backward(
         y_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
         grad_x_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
         grad_delta_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
-        projections = (slot * groups + group) * n * TIME
         partial = ((block.to(tl.int64) * slots + slot) * groups + group) * n * (2 * TIME)
         if not SUMMARY:
             entering = tl.load(checkpoints + (slot * n + numbers_4) * e + channel_4, there, 0)[:, :, :, :, None]
         for j in range(n):
-            c = _over_time(C + projections + j * TIME, steps, lanes)
-            if not SUMMARY:
-                b = _over_time(B + projections + j * TIME, steps, lanes)
+            following = projections + tl.minimum(j + 1, n - 1) * TIME
             A_j = _state(A_s, j, numbers)
             carry = _state(carried, j, numbers)
             a = tl.exp2(delta_s * (A_j * LOG2E)[None])
@@ -464,11 +468,13 @@ def scan_backward(
                 exponent = g * kept
                 y_s += h * c
                 grad_x_s += g * b
+                b = _over_time(B + following, steps, lanes)  # a round ahead, so that nothing waits for it
                 grad_delta_s += exponent * A_j[None]
                 for_A = tl.sum(tl.sum(exponent * delta_s, 0), 2)[:, :, None, :]
                 sum_A = tl.where(numbers == j, sum_A + for_A[None], sum_A)
                 for_BC = _over_channels(g * x_s, grad_y_s * h, WARPS)
                 tl.store(grad_BC + partial + j * (2 * TIME) + tl.arange(0, 2 * TIME), for_BC)
+            c = _over_time(C + following, steps, lanes)
         if not SUMMARY:
             grad_x = _from_scan(grad_x_s)
             u_t = u_t.to(dtype)
