@@ -21,16 +21,13 @@ if TYPE_CHECKING:
 
 
 class Config(NamedTuple):
-    """How a chunk of `CHUNK` positions lies in a program; `triton_kernels.py` says what the words mean."""
+    """How a chunk of `steps * lanes` positions lies in a program; `triton_kernels.py` says what the words mean."""
 
     steps: int
     rows: int
-    warps: int = 8
-
-    @property
-    def lanes(self) -> int:
-        """Threads that share the positions of a chunk."""
-        return CHUNK // self.steps
+    lanes: int
+    warps: int
+    registers: int  # of a thread, at most
 
     @property
     def channels(self) -> int:
@@ -42,37 +39,44 @@ class Config(NamedTuple):
         """Channels of a program."""
         return self.rows * self.channels
 
-    def constants(self, n: int) -> dict[str, int]:
+    def constants(self, n: int) -> dict[str, Any]:
         """The kernel's arguments that set it, where a channel has `n` states."""
-        states = max(self.lanes, 1 << (n - 1).bit_length())
-        sizes = {"STEPS": self.steps, "ROWS": self.rows, "CHANNELS": self.channels, "LANES": self.lanes}
-        return sizes | {"STATES": states, "num_warps": self.warps}
+        return {
+            "STEPS": self.steps,
+            "ROWS": self.rows,
+            "CHANNELS": self.channels,
+            "LANES": self.lanes,
+            "STATES": max(self.lanes, 1 << (n - 1).bit_length()),
+            "num_warps": self.warps,
+            "maxnreg": self.registers,
+            "enable_fp_fusion": True,
+        }
 
 
-CHUNK = 128  # positions between two checkpoints; part of the result's bits, so the same in every configuration
-FORWARD = (Config(16, 2), Config(16, 1), Config(8, 2), Config(8, 1), Config(4, 1))
-PROGRAMS = 128  # where there are fewer, sequences are cut into parts that run at once
+# By the positions of a chunk; measured on an H200. A chunk has fewer positions than a program has threads.
+FORWARD = {64: Config(16, 1, 4, 4, 128), 128: Config(16, 1, 8, 8, 128), 256: Config(16, 1, 16, 16, 128)}
+BACKWARD = {64: Config(8, 2, 8, 4, 255), 128: Config(8, 1, 16, 8, 128), 256: Config(8, 1, 32, 16, 128)}
+WARPS = 2048  # that fill a GPU: where a call has fewer, its sequences are cut into parts that run at once
 PROJECTION_BLOCK = 16  # state indices that a program of `gather_projections` takes
 JOIN_BLOCK = 256  # states that a program of `join_parts` takes
-BACKWARD = (Config(8, 2), Config(8, 1), Config(16, 1), Config(4, 1))
 
 
 def checkpoint_shape(p: Problem) -> tuple[int, ...]:
     """The state that enters each chunk of each sequence, (n, e), one behind the other."""
     b, l, e, _, n = p.sizes
-    chunks = (l + CHUNK - 1) // CHUNK + (0 if p.cu_seqlens is None else p.cu_seqlens.shape[0])
+    chunk = _chunk(p)
+    chunks = (l + chunk - 1) // chunk + (0 if p.cu_seqlens is None else p.cu_seqlens.shape[0])
     return (b, chunks * e * n)
 
 
-def forward(p: Problem, save: bool, config: Config | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The output (b, l, e), the final state (b or k, e, n), and the checkpoints where they are asked for."""
     out = torch.empty_like(p.u, memory_format=torch.contiguous_format)
     state = p.first_states()
     checkpoints = state.new_empty(checkpoint_shape(p) if save else (0,))
     if p.u.numel():
-        config = config or _choose(p, FORWARD)
         with torch.cuda.device_of(p.u):
-            call = _Call(p, config)
+            call = _Call(p, FORWARD)
 
             def scan(states: Tensor, decay: Tensor | None) -> None:
                 kernels.scan_forward[call.grid](
@@ -89,9 +93,7 @@ def forward(p: Problem, save: bool, config: Config | None = None) -> tuple[Tenso
     return out, state, checkpoints
 
 
-def backward(
-    p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state: Tensor | None, config: Config | None = None
-) -> Gradients:
+def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:
     """The gradients of every input; those of A, D and the bias are summed over sequences and parts in their order."""
     b, l, e, groups, n = p.sizes
     grads = Gradients(*(p.room(x) for x in p.floating))
@@ -101,14 +103,13 @@ def backward(
     if not p.u.numel():
         zero = Gradients(*(grad.zero_() for grad in grads))
         return zero if p.initial_state is None else zero._replace(initial_state=grad_state)
-    config = config or _choose(p, BACKWARD)
     with torch.cuda.device_of(p.u):
-        call = _Call(p, config)
-        slots, blocks = _slots(p), _blocks(p, config)
+        call = _Call(p, BACKWARD)
+        slots, blocks, chunk = call.slots, call.blocks, call.chunk
         programs = (p.state_shape[0] * call.parts, e)
         grad_A = p.u.new_empty((*programs, n), dtype=p.dtype)
         grad_D, grad_bias = (p.u.new_empty(programs, dtype=p.dtype) for _ in range(2))
-        grad_BC = p.u.new_empty((blocks, slots, groups, n, 2, CHUNK), dtype=p.dtype)
+        grad_BC = p.u.new_empty((blocks, slots, groups, n, 2, chunk), dtype=p.dtype)
 
         def scan(states: Tensor, decay: Tensor | None) -> None:
             kernels.scan_backward[call.grid](
@@ -125,13 +126,13 @@ def backward(
                 grad_D=grad_D,
                 grad_bias=grad_bias,
                 slots=slots,
-                WARPS=config.warps,
+                WARPS=call.config.warps,
                 SUMMARY=decay is not None,
                 **call.sizes,
             )
 
         call.over_parts(scan, grad_state, backward=True)
-        kernels.scatter_projections[_projection_grid(p)](
+        kernels.scatter_projections[call.projection_grid](
             grad_BC,
             grads.B,
             grads.C,
@@ -143,7 +144,7 @@ def backward(
             groups,
             n,
             REVERSE=p.reverse,
-            TIME=CHUNK,
+            TIME=chunk,
             BLOCK=PROJECTION_BLOCK,
         )
     return grads._replace(
@@ -157,16 +158,24 @@ def backward(
 class _Call:
     """What the forward and the backward have in common: the grid, and most of the kernels' arguments."""
 
-    def __init__(self, p: Problem, config: Config) -> None:
-        _, l, e, groups, n = p.sizes
+    def __init__(self, p: Problem, configs: dict[int, Config]) -> None:
+        b, l, e, groups, n = p.sizes
+        sequences = p.state_shape[0]
         bounds = whole_bounds("selective_scan", l, p.cu_seqlens)
         self.bounds = None if bounds is None else bounds.to(p.u.device)
-        programs = p.state_shape[0] * groups * _blocks(p, config)
-        chunks = -(-l // CHUNK)
-        part_chunks = -(-chunks // max(1, min(chunks, PROGRAMS // programs)))
+        self.chunk = _chunk(p)
+        self.config = configs[self.chunk]
+        chunks = -(-l // self.chunk)
+        self.slots = b * chunks if bounds is None else chunks + sequences + 1  # room for chunks
+        self.blocks = -(-(e // groups) // self.config.block)  # programs that share the channels of a group
+        self.projection_grid = (self.slots, groups * -(-n // PROJECTION_BLOCK))
+        programs = sequences * groups * self.blocks
+        part_chunks = -(-chunks // max(1, min(chunks, WARPS // (programs * self.config.warps))))
         self.parts = -(-chunks // part_chunks)
         self.grid = (programs * self.parts,)
-        self.inputs = _inputs(p) | _projections(p, self.bounds, config)
+        self.inputs = _strided("u", p.u, "ble") | _strided("delta", p.delta, "ble") | _strided("z", p.z, "ble")
+        self.inputs |= _strided("A", p.A, "en") | _strided("D", p.D, "e") | _strided("bias", p.delta_bias, "e")
+        self.inputs |= self._projections(p)
         self.sizes = {
             "bounds": self.bounds,
             "length": l,
@@ -177,8 +186,28 @@ class _Call:
             "part_chunks": part_chunks,
             "REVERSE": p.reverse,
             "SOFTPLUS": p.delta_softplus,
-            "enable_fp_fusion": True,
-        } | config.constants(n)
+        } | self.config.constants(n)
+
+    def _projections(self, p: Problem) -> dict[str, Tensor]:
+        """B and C as the kernels read them, (slots, g, n, chunk) in the dtype of the arithmetic."""
+        _, l, _, groups, n = p.sizes
+        B, C = (p.u.new_empty((self.slots, groups, n, self.chunk), dtype=p.dtype) for _ in range(2))
+        kernels.gather_projections[self.projection_grid](
+            **_strided("B", p.B, "blgn"),
+            **_strided("C", p.C, "blgn"),
+            B_out=B,
+            C_out=C,
+            bounds=self.bounds,
+            sequences=p.state_shape[0],
+            length=l,
+            groups=groups,
+            n=n,
+            REVERSE=p.reverse,
+            STEPS=self.config.steps,
+            LANES=self.config.lanes,
+            BLOCK=PROJECTION_BLOCK,
+        )
+        return {"B": B, "C": C}
 
     def over_parts(self, scan: Callable[[Tensor, Tensor | None], None], state: Tensor, backward: bool = False) -> None:
         """Run `scan` on all parts of the sequences at once; `state` goes from that before to that behind them all.
@@ -245,56 +274,15 @@ def update(
     return out
 
 
-def _choose(p: Problem, configs: tuple[Config, ...]) -> Config:
-    """The configuration of a call, by its sizes and dtype alone."""
-    return configs[1] if p.dtype == torch.float64 else configs[0]
-
-
-def _slots(p: Problem) -> int:
-    """Chunks that there is room for: those of all rows, or of all packed sequences."""
-    chunks = -(-p.u.shape[1] // CHUNK)
-    return p.u.shape[0] * chunks if p.cu_seqlens is None else chunks + p.cu_seqlens.shape[0]
-
-
-def _blocks(p: Problem, config: Config) -> int:
-    """Programs that share the channels of a group."""
-    _, _, e, groups, _ = p.sizes
-    return -(-(e // groups) // config.block)
-
-
-def _projection_grid(p: Problem) -> tuple[int, int]:
-    *_, groups, n = p.sizes
-    return (_slots(p), groups * -(-n // PROJECTION_BLOCK))
+def _chunk(p: Problem) -> int:
+    """Positions between two checkpoints: more where there are few channels to fill a GPU with, but no idle ones."""
+    _, l, e, _, _ = p.sizes
+    channels = p.state_shape[0] * e
+    fills = 64 if channels > 8192 else 128 if channels > 4096 else 256
+    return min(fills, 64 if l <= 64 else 128 if l <= 128 else 256)
 
 
 def _strided(name: str, x: Tensor | None, axes: str) -> dict[str, Any]:
     """A tensor and its strides as arguments of a kernel."""
     strides = x.stride() if x is not None else (0,) * len(axes)
     return {name: x} | {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
-
-
-def _inputs(p: Problem) -> dict[str, Any]:
-    inputs = _strided("u", p.u, "ble") | _strided("delta", p.delta, "ble") | _strided("z", p.z, "ble")
-    return inputs | _strided("A", p.A, "en") | _strided("D", p.D, "e") | _strided("bias", p.delta_bias, "e")
-
-
-def _projections(p: Problem, bounds: Tensor | None, config: Config) -> dict[str, Tensor]:
-    """B and C as the kernels read them, (slots, g, n, CHUNK) in the dtype of the arithmetic."""
-    _, l, _, groups, n = p.sizes
-    B, C = (p.u.new_empty((_slots(p), groups, n, CHUNK), dtype=p.dtype) for _ in range(2))
-    kernels.gather_projections[_projection_grid(p)](
-        **_strided("B", p.B, "blgn"),
-        **_strided("C", p.C, "blgn"),
-        B_out=B,
-        C_out=C,
-        bounds=bounds,
-        sequences=p.state_shape[0],
-        length=l,
-        groups=groups,
-        n=n,
-        REVERSE=p.reverse,
-        STEPS=config.steps,
-        LANES=config.lanes,
-        BLOCK=PROJECTION_BLOCK,
-    )
-    return {"B": B, "C": C}

@@ -416,9 +416,6 @@ def scan_backward(
         begin -= TIME
         slot -= 1
         projections = (slot * groups + group) * n * TIME
-        c = _over_time(C + projections, steps, lanes)
-        if not SUMMARY:
-            b = _over_time(B + projections, steps, lanes)
         time = begin + tl.arange(0, TIME)
         valid = (time < stop - start)[:, None] & held[None, :]
         place = (stop - 1 - time if REVERSE else start + time)[:, None]
@@ -442,7 +439,9 @@ def scan_backward(
         if not SUMMARY:
             entering = tl.load(checkpoints + (slot * n + numbers_4) * e + channel_4, there, 0)[:, :, :, :, None]
         for j in range(n):
-            following = projections + tl.minimum(j + 1, n - 1) * TIME
+            c = _over_time(C + projections + j * TIME, steps, lanes)
+            if not SUMMARY:
+                b = _over_time(B + projections + j * TIME, steps, lanes)
             A_j = _state(A_s, j, numbers)
             carry = _state(carried, j, numbers)
             a = tl.exp2(delta_s * (A_j * LOG2E)[None])
@@ -468,13 +467,11 @@ def scan_backward(
                 exponent = g * kept
                 y_s += h * c
                 grad_x_s += g * b
-                b = _over_time(B + following, steps, lanes)  # a round ahead, so that nothing waits for it
                 grad_delta_s += exponent * A_j[None]
                 for_A = tl.sum(tl.sum(exponent * delta_s, 0), 2)[:, :, None, :]
                 sum_A = tl.where(numbers == j, sum_A + for_A[None], sum_A)
                 for_BC = _over_channels(g * x_s, grad_y_s * h, WARPS)
                 tl.store(grad_BC + partial + j * (2 * TIME) + tl.arange(0, 2 * TIME), for_BC)
-            c = _over_time(C + following, steps, lanes)
         if not SUMMARY:
             grad_x = _from_scan(grad_x_s)
             u_t = u_t.to(dtype)
