@@ -6,7 +6,7 @@ part of the gradients of weight and bias, and the parts are summed in order.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -18,40 +18,37 @@ from mmm_core.conv.problem import Gradients, Problem
 from mmm_core.sequences import bounds_on, state_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
 ELEMENTS = 4096  # of a tile
 MOST_CHANNELS = 64  # of a tile: a cache line of a half dtype
+STEP_CHANNELS = 256  # of a program of a single step
+UNROLL = 4  # taps of a loop's body
+WARPS = 4
 
 
 def forward(p: Problem) -> tuple[Tensor, Tensor]:
     """The output (b, l, e) and the final state (b or s, e, k-1)."""
     out = torch.empty_like(p.x, memory_format=torch.contiguous_format)
     state = p.x.new_empty(p.state_shape)
-    _launch(triton_kernels.forward, p, out, state)
+    call = _Call(p)
+    call.run(triton_kernels.forward, call.inputs, call.sequences, out, state, states=True, SILU=p.silu)
     return out, state
 
 
 def backward(p: Problem, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:
-    """The gradients of every input."""
+    """The gradients of every input: first that of the sums before their activation, in full precision."""
     grads = Gradients(*(p.room(x) for x in p.floating))
-    rows, _ = tile(p)
+    call = _Call(p)
     e, k = p.weight.shape
-    parts = p.x.new_empty((p.x.shape[0] * triton.cdiv(p.x.shape[1], rows), k + 1, e), dtype=p.dtype)
-    final = () if grad_final_state is None else grad_final_state.stride()
+    parts = p.x.new_empty((call.tiles, k + 1, e), dtype=p.dtype)
+    grad_sum = torch.empty_like(p.x, dtype=p.dtype, memory_format=torch.contiguous_format) if p.silu else grad_out
+    incoming = _strided(grad_out, 3)
+    call.run(triton_kernels.backward_of_sums, call.inputs, call.sequences, *incoming, grad_sum, parts, SILU=p.silu)
+    given = (*_strided(grad_sum, 3), *_strided(grad_final_state, 3))
     initial = None if p.initial_state is None else grads.initial_state
-    _launch(
-        triton_kernels.backward,
-        p,
-        grad_out,
-        *grad_out.stride(),
-        grad_final_state,
-        *(final or (0, 0, 0)),
-        grads.x,
-        initial,
-        parts,
+    call.run(
+        triton_kernels.backward_of_inputs, _strided(p.weight, 2), call.sequences, *given, grads.x, initial, states=True
     )
     sums = parts.sum(0)  # (k+1, e)
     return grads._replace(weight=sums[:k].T, bias=grads.bias if p.bias is None else sums[k])
@@ -60,57 +57,66 @@ def backward(p: Problem, grad_out: Tensor, grad_final_state: Tensor | None) -> G
 def update(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
     """The output of one position, (b, e); `state` goes from that before it to that after it."""
     b, e = x.shape
+    k = weight.shape[1]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    columns = 256
-    programs = b * triton.cdiv(e, columns)
+    programs = b * triton.cdiv(e, STEP_CHANNELS)
+    tensors = (*_strided(x, 2), *_strided(weight, 2), *_strided(bias, 1), *_strided(state, 3), out)
+    wide = _wide(arithmetic_dtype((x, weight, bias, state)))
     if programs:
         with torch.cuda.device_of(x):
             triton_kernels.update[(programs,)](
-                *(x, *x.stride(), weight, *weight.stride(), bias, 0 if bias is None else bias.stride(0)),
-                *(state, *state.stride(), out, e, weight.shape[1], silu),
-                _wide(arithmetic_dtype((x, weight, bias, state))),
-                columns,
+                *tensors, e, k, min(k, UNROLL), silu, wide, STEP_CHANNELS, enable_fp_fusion=True
             )
     return out
 
 
-def tile(p: Problem) -> tuple[int, int]:
+def tile(l: int, e: int) -> tuple[int, int]:
     """Positions and channels of a tile, powers of two."""
-    _, l, e = p.x.shape
     columns = min(MOST_CHANNELS, triton.next_power_of_2(max(e, 1)))
     return min(ELEMENTS // columns, triton.next_power_of_2(max(l, 1))), columns
 
 
-def _launch(kernel: Callable[..., None], p: Problem, *arguments: Tensor | int | None) -> None:
-    """Run a kernel over the tiles of a call and its states."""
-    b, l, e = p.x.shape
-    rows, columns = tile(p)
-    bounds = bounds_on(p.x.device, "causal_conv1d", l, p.cu_seqlens)
-    sequences = 0 if p.cu_seqlens is None else state_rows(b, p.cu_seqlens)
-    states = (sequences if p.cu_seqlens is not None else 1) if p.weight.shape[1] > 1 else 0  # a row of the batch
-    programs = b * (triton.cdiv(l, rows) + states) * triton.cdiv(e, columns)
-    if programs == 0:
-        return
-    tensors: list[Tensor | int | None] = []
-    for x, axes in zip(p.floating, (3, 2, 1, 3), strict=True):
-        tensors += (x, *((0,) * axes if x is None else x.stride()))
-    with torch.cuda.device_of(p.x):
-        kernel[(programs,)](  # type: ignore[index]
-            *tensors,
-            bounds,
-            sequences,
-            sequences.bit_length(),
-            *arguments,
-            l,
-            e,
-            states,
-            K=p.weight.shape[1],
-            SILU=p.silu,
-            REVERSE=p.reverse,
-            WIDE=_wide(p.dtype),
-            ROWS=rows,
-            COLUMNS=columns,
-        )
+class _Call:
+    """What the kernels of a call have in common: its inputs, its sequences, and how it falls into tiles."""
+
+    def __init__(self, p: Problem) -> None:
+        b, l, e = p.x.shape
+        bounds = bounds_on(p.x.device, "causal_conv1d", l, p.cu_seqlens)
+        count = state_rows(b, p.cu_seqlens)
+        self._p = p
+        self.inputs = [word for x, axes in zip(p.floating, (3, 2, 1, 3), strict=True) for word in _strided(x, axes)]
+        self.sequences = (bounds, count, count.bit_length())
+        self._rows, self._columns = tile(l, e)
+        self._states = 1 if bounds is None else count  # of a row of the batch
+        self.tiles = b * triton.cdiv(l, self._rows)
+
+    def run(self, kernel: Any, *arguments: Any, states: bool = False, **options: Any) -> None:
+        """Launch a program for each tile, and with `states` one for each state and block of channels."""
+        p = self._p
+        (b, l, e), k = p.x.shape, p.weight.shape[1]
+        per_row = self._states if states and k > 1 else 0
+        programs = (self.tiles + b * per_row) * triton.cdiv(e, self._columns)
+        if programs == 0:
+            return
+        inputs, sequences, *others = arguments
+        with torch.cuda.device_of(p.x):
+            kernel[(programs,)](
+                *(*inputs, *sequences, *others, l, e, per_row),
+                K=k,
+                UNROLL=min(k, UNROLL),
+                REVERSE=p.reverse,
+                WIDE=_wide(p.dtype),
+                ROWS=self._rows,
+                COLUMNS=self._columns,
+                num_warps=WARPS,
+                enable_fp_fusion=True,
+                **options,
+            )
+
+
+def _strided(x: Tensor | None, axes: int) -> tuple[Any, ...]:
+    """A tensor and its strides, as the kernels take it."""
+    return (None, *(0,) * axes) if x is None else (x, *x.stride())
 
 
 def _wide(dtype: torch.dtype) -> tl.dtype:
