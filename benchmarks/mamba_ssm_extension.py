@@ -1,4 +1,4 @@
-"""The Mamba-1 extension of mamba_ssm, for comparison: the installed one, or what is needed of it built from its sources.
+"""The Mamba-1 extension of mamba_ssm, for comparison: the installed one, or the part that is needed, from its sources.
 
 Its wheels and source distributions no longer hold it by default. `csrc/selective_scan` of its repository does.
 """

@@ -1,5 +1,6 @@
 """`causal_conv1d` and `causal_conv1d_update` against the oracle, and the promises of their contract."""
 
+import os
 from functools import partial
 
 import pytest
@@ -7,30 +8,14 @@ import torch
 
 from mmm_core import ShapeError, causal_conv1d, causal_conv1d_update
 from mmm_core.conv import operator
-from mmm_core.testing import OUTPUT_TOLERANCE, ConvCase, assert_correct, rms_error_ratio, ulps_apart
+from mmm_core.testing import CONV_CASES, OUTPUT_TOLERANCE, ConvCase, assert_correct, rms_error_ratio, ulps_apart
 
-BACKENDS = ["native", "chunked", "reference"]
-CASES = {
-    "everything": ConvCase(),
-    "plain": ConvCase(bias=False, initial_state=False, activation=None),
-    "one tap": ConvCase(k=1),
-    "two taps": ConvCase(k=2, reverse=True),
-    "more taps than positions": ConvCase(l=2, k=5),
-    "more taps than positions, reverse": ConvCase(l=2, k=5, reverse=True),
-    "reverse": ConvCase(reverse=True),
-    "packed": ConvCase(lengths=(3, 0, 1, 9)),
-    "packed, reverse": ConvCase(lengths=(3, 0, 1, 9), reverse=True),
-    "packed, none": ConvCase(lengths=()),
-    "no rows": ConvCase(b=0),
-    "no positions": ConvCase(l=0),
-    "no channels": ConvCase(e=0),
-    **{f"l = {l}": ConvCase(l=l, b=1, e=3) for l in (1, 3, 5, 65, 257)},
-}
+BACKENDS = os.environ.get("MMM_CORE_TESTED", "native,chunked,reference").split(",")
 backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
 @backends
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("case", CONV_CASES.values(), ids=CONV_CASES.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_output_state_and_gradients_match_the_oracle(case, backend, dtype):
     assert_correct(case, partial(causal_conv1d, backend=backend), dtype)
@@ -68,9 +53,11 @@ def test_opcheck_forward_and_backward(case, dtype, backend):
 @backends
 def test_the_forced_backend_is_the_one_that_runs(backend, pool, monkeypatch):
     ran = []
-    for name in ("chunked", "reference"):
+    for name in {"chunked", "reference", backend} - {"native"}:
         module = operator.BACKENDS[name]
-        monkeypatch.setattr(module, "forward", lambda *a, run=module.forward, name=name: ran.append(name) or run(*a))
+        for way in {"forward", "update"} & set(dir(module)):
+            function = getattr(module, way)
+            monkeypatch.setattr(module, way, lambda *a, run=function, name=name: ran.append(name) or run(*a))
     inputs = ConvCase(b=2, l=300, e=128).inputs()  # enough for the native kernels to ask for threads
     causal_conv1d(**inputs, backend=backend)
     monkeypatch.setenv("MMM_CORE_BACKEND", backend)

@@ -1,5 +1,6 @@
 """`selective_scan` and `selective_state_update` against the oracle, and the promises of their contract."""
 
+import os
 from functools import partial
 
 import pytest
@@ -9,34 +10,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from mmm_core import BackendUnavailable, ShapeError, selective_scan, selective_state_update
 from mmm_core.scan import chunked, operator
 from mmm_core.scan.problem import Problem
-from mmm_core.testing import OUTPUT_TOLERANCE, ScanCase, assert_correct, rms_error_ratio, ulps_apart
+from mmm_core.testing import OUTPUT_TOLERANCE, SCAN_CASES, ScanCase, assert_correct, rms_error_ratio, ulps_apart
 
-BACKENDS = ["native", "chunked", "reference"]
-CASES = {
-    "plain": ScanCase(D=False, z=False, delta_bias=False, initial_state=False, delta_softplus=False),
-    "everything": ScanCase(),
-    "no softplus": ScanCase(delta_softplus=False),
-    "no gate": ScanCase(z=False),
-    "no skip": ScanCase(D=False),
-    "one group": ScanCase(groups=1),
-    "groups": ScanCase(b=3, groups=3),
-    "a group a channel": ScanCase(groups=6),
-    "one state": ScanCase(n=1),
-    "many states": ScanCase(l=3, e=2, n=33),
-    "reverse": ScanCase(reverse=True),
-    "reverse groups": ScanCase(l=65, e=4, groups=2, reverse=True),
-    "packed": ScanCase(lengths=(3, 1, 40, 5, 17)),
-    "packed, empty ones": ScanCase(lengths=(0, 3, 0, 0, 35, 0), groups=2),
-    "packed, reverse": ScanCase(lengths=(31, 0, 1, 33), reverse=True),
-    "packed, fresh": ScanCase(lengths=(2, 7), initial_state=False),
-    "packed, none": ScanCase(lengths=()),
-    "no rows": ScanCase(b=0),
-    "no positions": ScanCase(l=0),
-    "no channels": ScanCase(e=0),
-    "no channels, groups": ScanCase(e=0, groups=2),
-    **{f"l = {l}": ScanCase(l=l, b=1, e=3, n=2) for l in (1, 2, 3, 5, 63, 64, 65, 257)},
-}
-case_names = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+BACKENDS = os.environ.get("MMM_CORE_TESTED", "native,chunked,reference").split(",")
+case_names = pytest.mark.parametrize("case", SCAN_CASES.values(), ids=SCAN_CASES.keys())
 backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -282,7 +259,7 @@ def peak_of_both_passes(backend, case):
     return memory.peak
 
 
-@pytest.mark.parametrize("backend", ["native", "chunked"])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
 def test_no_tensor_holds_a_state_for_every_position(backend):
     module = operator.BACKENDS[backend]
     short, long = (peak_of_both_passes(module, ScanCase(b=1, l=l, e=32, n=64)) for l in (1024, 2048))
@@ -305,7 +282,7 @@ def test_gradients_of_parameters_accumulate_in_float32():
 @backends
 def test_the_forced_backend_is_the_one_that_runs(backend, pool, monkeypatch):
     ran = []
-    for name in ("chunked", "reference"):
+    for name in {"chunked", "reference", backend} - {"native"}:
         module = operator.BACKENDS[name]
         monkeypatch.setattr(module, "forward", lambda *a, run=module.forward, name=name: ran.append(name) or run(*a))
     inputs = ScanCase(b=2, l=20, e=128, n=32).inputs()  # enough for the native kernels to ask for threads

@@ -142,6 +142,52 @@ class ConvCase(Case):
         return {**super().options(), "activation": self.activation}
 
 
+CONV_CASES = {
+    "everything": ConvCase(),
+    "plain": ConvCase(bias=False, initial_state=False, activation=None),
+    "one tap": ConvCase(k=1),
+    "two taps": ConvCase(k=2, reverse=True),
+    "more taps than positions": ConvCase(l=2, k=5),
+    "more taps than positions, reverse": ConvCase(l=2, k=5, reverse=True),
+    "reverse": ConvCase(reverse=True),
+    "packed": ConvCase(lengths=(3, 0, 1, 9)),
+    "packed, reverse": ConvCase(lengths=(3, 0, 1, 9), reverse=True),
+    "packed, none": ConvCase(lengths=()),
+    "no rows": ConvCase(b=0),
+    "no positions": ConvCase(l=0),
+    "no channels": ConvCase(e=0),
+    **{f"l = {l}": ConvCase(l=l, b=1, e=3) for l in (1, 3, 5, 65, 257)},
+}
+"""Calls of `causal_conv1d` that cover its contract, by name."""
+
+
+SCAN_CASES = {
+    "plain": ScanCase(D=False, z=False, delta_bias=False, initial_state=False, delta_softplus=False),
+    "everything": ScanCase(),
+    "no softplus": ScanCase(delta_softplus=False),
+    "no gate": ScanCase(z=False),
+    "no skip": ScanCase(D=False),
+    "one group": ScanCase(groups=1),
+    "groups": ScanCase(b=3, groups=3),
+    "a group a channel": ScanCase(groups=6),
+    "one state": ScanCase(n=1),
+    "many states": ScanCase(l=3, e=2, n=33),
+    "reverse": ScanCase(reverse=True),
+    "reverse groups": ScanCase(l=65, e=4, groups=2, reverse=True),
+    "packed": ScanCase(lengths=(3, 1, 40, 5, 17)),
+    "packed, empty ones": ScanCase(lengths=(0, 3, 0, 0, 35, 0), groups=2),
+    "packed, reverse": ScanCase(lengths=(31, 0, 1, 33), reverse=True),
+    "packed, fresh": ScanCase(lengths=(2, 7), initial_state=False),
+    "packed, none": ScanCase(lengths=()),
+    "no rows": ScanCase(b=0),
+    "no positions": ScanCase(l=0),
+    "no channels": ScanCase(e=0),
+    "no channels, groups": ScanCase(e=0, groups=2),
+    **{f"l = {l}": ScanCase(l=l, b=1, e=3, n=2) for l in (1, 2, 3, 5, 63, 64, 65, 257)},
+}
+"""Calls of `selective_scan` that cover its contract, by name."""
+
+
 def assert_correct(case: Case, operation: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype) -> None:
     """Check an operation on a case: output, final state, and every gradient through both, against the oracle.
 

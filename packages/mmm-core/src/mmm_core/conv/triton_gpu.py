@@ -51,7 +51,7 @@ def backward(p: Problem, grad_out: Tensor, grad_final_state: Tensor | None) -> G
         triton_kernels.backward_of_inputs, _strided(p.weight, 2), call.sequences, *given, grads.x, initial, states=True
     )
     sums = parts.sum(0)  # (k+1, e)
-    return grads._replace(weight=sums[:k].T, bias=grads.bias if p.bias is None else sums[k])
+    return grads._replace(weight=sums[:k].T, bias=grads.bias if p.bias is None else sums[k].clone())
 
 
 def update(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
