@@ -20,11 +20,11 @@ from mmm_core.sequences import bounds_on, state_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-ELEMENTS = 4096  # of a tile
-MOST_CHANNELS = 64  # of a tile: a cache line of a half dtype
+ELEMENTS = 2048  # of a tile
+MOST_CHANNELS = 128  # of a tile
 STEP_CHANNELS = 256  # of a program of a single step
 UNROLL = 4  # taps of a loop's body
-WARPS = 4
+WARPS = 2
 
 
 def forward(p: Problem) -> tuple[Tensor, Tensor]:

@@ -40,14 +40,14 @@ def forward(
             y = y * _sigmoid(y)
         tl.store(out + row * l * e + t * e + c, y, mask=live)
     else:
-        sequence, first, length = _whole_sequence(block - tiles, row, l, bounds, REVERSE)
+        one, first, size = _whole_sequence(block - tiles, row, l, bounds, REVERSE)
         for m in tl.range(K - 1, loop_unroll_factor=UNROLL):
-            q = c * 0 + (length - (K - 1) + m)
+            q = c * 0 + (size - (K - 1) + m)
             t = first - q if REVERSE else first + q
             value = _input(
-                x, x_l, state if state is None else state + sequence * s_b, s_k, t, q, known, K, WIDE
+                x, x_l, state if state is None else state + one * s_b, s_k, t, q, known, K, WIDE
             )  # fmt: skip
-            tl.store(final + (sequence * e + c) * (K - 1) + m, value, mask=known)
+            tl.store(final + (one * e + c) * (K - 1) + m, value, mask=known)
 
 
 @triton.jit
@@ -106,15 +106,15 @@ def backward_of_inputs(
         )  # fmt: skip
         tl.store(grad_x + row * l * e + t * e + c, total, mask=live)
     elif grad_state is not None:
-        sequence, first, length = _whole_sequence(block - tiles, row, l, bounds, REVERSE)
+        one, first, size = _whole_sequence(block - tiles, row, l, bounds, REVERSE)
         for m in tl.range(K - 1, loop_unroll_factor=UNROLL):
             q = c * 0 + (m - (K - 1))
             t = first - q if REVERSE else first + q
             total = _grad_input(
-                weight, w_k, grad_sum, g_l, grad_final, sequence * f_b, f_k, t, q, length, known, known,
+                weight, w_k, grad_sum, g_l, grad_final, one * f_b, f_k, t, q, size, known, known,
                 K, UNROLL, REVERSE, WIDE,
             )  # fmt: skip
-            tl.store(grad_state + (sequence * e + c) * (K - 1) + m, total, mask=known)
+            tl.store(grad_state + (one * e + c) * (K - 1) + m, total, mask=known)
 
 
 @triton.jit
