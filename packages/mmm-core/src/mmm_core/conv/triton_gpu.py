@@ -6,7 +6,7 @@ part of the gradients of weight and bias, and the parts are summed in order.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
@@ -20,18 +20,33 @@ from mmm_core.sequences import bounds_on, state_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-ELEMENTS = 2048  # of a tile
-MOST_CHANNELS = 128  # of a tile
 STEP_CHANNELS = 256  # of a program of a single step
-UNROLL = 4  # taps of a loop's body
-WARPS = 2
+STEP_UNROLL = 4
+
+
+class Config(NamedTuple):
+    """How a call falls into tiles, and how a tile is worked on."""
+
+    elements: int  # of a tile, a power of two
+    channels: int  # the most of a tile, likewise
+    warps: int
+    unroll: int  # taps of a loop's body
+
+    def tile(self, l: int, e: int) -> tuple[int, int]:
+        """Positions and channels of a tile."""
+        channels = min(self.channels, triton.next_power_of_2(max(e, 1)))
+        return min(self.elements // channels, triton.next_power_of_2(max(l, 1))), channels
+
+
+FORWARD = Config(elements=2048, channels=128, warps=2, unroll=4)
+BACKWARD = Config(elements=1024, channels=128, warps=1, unroll=1)  # its sums over positions stay in a warp
 
 
 def forward(p: Problem) -> tuple[Tensor, Tensor]:
     """The output (b, l, e) and the final state (b or s, e, k-1)."""
     out = torch.empty_like(p.x, memory_format=torch.contiguous_format)
     state = p.x.new_empty(p.state_shape)
-    call = _Call(p)
+    call = _Call(p, FORWARD)
     call.run(triton_kernels.forward, call.inputs, call.sequences, out, state, states=True, SILU=p.silu)
     return out, state
 
@@ -39,7 +54,7 @@ def forward(p: Problem) -> tuple[Tensor, Tensor]:
 def backward(p: Problem, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:
     """The gradients of every input: first that of the sums before their activation, in full precision."""
     grads = Gradients(*(p.room(x) for x in p.floating))
-    call = _Call(p)
+    call = _Call(p, BACKWARD)
     e, k = p.weight.shape
     parts = p.x.new_empty((call.tiles, k + 1, e), dtype=p.dtype)
     grad_sum = torch.empty_like(p.x, dtype=p.dtype, memory_format=torch.contiguous_format) if p.silu else grad_out
@@ -65,28 +80,22 @@ def update(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: 
     if programs:
         with torch.cuda.device_of(x):
             triton_kernels.update[(programs,)](
-                *tensors, e, k, min(k, UNROLL), silu, wide, STEP_CHANNELS, enable_fp_fusion=True
+                *tensors, e, k, min(k, STEP_UNROLL), silu, wide, STEP_CHANNELS, enable_fp_fusion=True
             )
     return out
-
-
-def tile(l: int, e: int) -> tuple[int, int]:
-    """Positions and channels of a tile, powers of two."""
-    columns = min(MOST_CHANNELS, triton.next_power_of_2(max(e, 1)))
-    return min(ELEMENTS // columns, triton.next_power_of_2(max(l, 1))), columns
 
 
 class _Call:
     """What the kernels of a call have in common: its inputs, its sequences, and how it falls into tiles."""
 
-    def __init__(self, p: Problem) -> None:
+    def __init__(self, p: Problem, config: Config) -> None:
         b, l, e = p.x.shape
         bounds = bounds_on(p.x.device, "causal_conv1d", l, p.cu_seqlens)
         count = state_rows(b, p.cu_seqlens)
-        self._p = p
+        self._p, self._config = p, config
         self.inputs = [word for x, axes in zip(p.floating, (3, 2, 1, 3), strict=True) for word in _strided(x, axes)]
         self.sequences = (bounds, count, count.bit_length())
-        self._rows, self._columns = tile(l, e)
+        self._rows, self._columns = config.tile(l, e)
         self._states = 1 if bounds is None else count  # of a row of the batch
         self.tiles = b * triton.cdiv(l, self._rows)
 
@@ -103,12 +112,12 @@ class _Call:
             kernel[(programs,)](
                 *(*inputs, *sequences, *others, l, e, per_row),
                 K=k,
-                UNROLL=min(k, UNROLL),
+                UNROLL=min(k, self._config.unroll),
                 REVERSE=p.reverse,
                 WIDE=_wide(p.dtype),
                 ROWS=self._rows,
                 COLUMNS=self._columns,
-                num_warps=WARPS,
+                num_warps=self._config.warps,
                 enable_fp_fusion=True,
                 **options,
             )
