@@ -1,9 +1,8 @@
-"""Properties of the kernels on generated calls: any cut, any packing, any direction, any strides, any dtypes.
+"""Properties of the native kernels on generated calls: any cut, any packing, any direction, any strides, any dtypes.
 
 Every example is a call with its own sizes, zero and odd ones among them, and its own optional arguments.
 """
 
-import os
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from mmm_core import causal_conv1d, causal_conv1d_update, selective_scan, selective_state_update
 from mmm_core.testing import OUTPUT_TOLERANCE, Case, ConvCase, ScanCase
 
-BACKEND = os.environ.get("MMM_CORE_TESTED", "native")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ALONG_L = ("u", "delta", "B", "C", "z", "x")  # the tensors with a position axis; it is the second
 CHANNELS = [0, 1, 2, 5, 17, 32, 127, 128, 129, 300]
@@ -75,7 +73,7 @@ class Call:
 
     case: Case
     inputs: dict[str, torch.Tensor]
-    backend: str = BACKEND
+    backend: str = "native"
 
     @classmethod
     def of(cls, case, *kinds):

@@ -1,0 +1,223 @@
+"""The Triton kernels against the oracle: on the GPU, or by Triton's interpreter where `TRITON_INTERPRET=1` asks for it.
+
+`nox -s triton` runs them so, on any machine; `nox -s gpu` runs them on the GPU.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from mmm_core import backends, causal_conv1d, causal_conv1d_update, selective_scan, selective_state_update
+from mmm_core.conv import triton_gpu as conv_kernels
+from mmm_core.scan import operator as scan_operator
+from mmm_core.scan import triton_gpu as scan_kernels
+from mmm_core.testing import (
+    CONV_CASES,
+    OUTPUT_TOLERANCE,
+    SCAN_CASES,
+    ConvCase,
+    ScanCase,
+    assert_correct,
+    rms_error_ratio,
+    ulps_apart,
+)
+
+DEVICE = "cpu" if backends.INTERPRETED else "cuda"
+ALONG_L = ("u", "delta", "B", "C", "z", "x")
+scan, conv = (partial(operation, backend="triton") for operation in (selective_scan, causal_conv1d))
+SCAN_SHORT = {name: case for name, case in SCAN_CASES.items() if name != "many states"} | {
+    "many states": ScanCase(b=1, l=3, e=2, n=9)
+}
+SMALL = (ScanCase(b=1, l=21, e=3, n=1), ScanCase(lengths=(3, 0, 8), e=4, n=1, groups=2, reverse=True))
+both = pytest.mark.parametrize(
+    ("operation", "case"), [(scan, ScanCase(l=9, e=3, n=2)), (conv, ConvCase(l=9))], ids=["scan", "conv"]
+)
+
+
+def here(arguments):
+    """Arguments with every tensor on the device of the tests."""
+    return {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
+
+
+def call(operation, case, inputs, **changes):
+    """Both outputs of a case's call on other inputs."""
+    return operation(**here(inputs | case.options() | {"return_final_state": True} | changes))
+
+
+def on_device(operation):
+    """An operation for `assert_correct`, whose tensors are on the CPU."""
+
+    def run(**arguments):
+        return tuple(y.cpu() for y in operation(**here(arguments)))
+
+    return run
+
+
+def plain(case, dtype=torch.float32):
+    return {name: x.detach() for name, x in case.inputs(dtype).items()}
+
+
+def both_passes(operation, case, inputs):
+    """Both outputs and every gradient, by name."""
+    leaves = here({name: x.clone().requires_grad_() for name, x in inputs.items()})
+    leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}
+    outputs = call(operation, case, leaves)
+    cotangents = [torch.linspace(-1, 1, y.numel(), device=y.device).view_as(y).bfloat16().to(y.dtype) for y in outputs]
+    grads = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
+    return dict(zip(("output", "final state", *leaves), (*outputs, *grads), strict=True))
+
+
+@pytest.mark.parametrize("case", SCAN_SHORT.values(), ids=SCAN_SHORT.keys())
+def test_the_scan_matches_the_oracle(case):
+    assert_correct(case, on_device(scan), torch.float32)
+
+
+@pytest.mark.parametrize("case", CONV_CASES.values(), ids=CONV_CASES.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_convolution_matches_the_oracle(case, dtype):
+    assert_correct(case, on_device(conv), dtype)
+
+
+@both
+def test_float64_is_exact(operation, case):
+    assert_correct(case, on_device(operation), torch.float64)
+
+
+@pytest.mark.parametrize("i", range(len(scan_kernels.FORWARD)))
+@pytest.mark.parametrize("case", SMALL)
+def test_each_forward_configuration_of_the_scan_is_right_alone(i, case, monkeypatch):
+    monkeypatch.setattr(scan_kernels, "FORWARD", scan_kernels.FORWARD[i : i + 1])
+    assert_correct(case, on_device(scan), torch.float32)
+
+
+@pytest.mark.parametrize("i", range(len(scan_kernels.BACKWARD)))
+@pytest.mark.parametrize("case", SMALL)
+def test_each_backward_configuration_of_the_scan_is_right_alone(i, case, monkeypatch):
+    monkeypatch.setattr(scan_kernels, "BACKWARD", scan_kernels.BACKWARD[i : i + 1])
+    assert_correct(case, on_device(scan), torch.float32)
+
+
+@pytest.mark.parametrize(("elements", "channels"), [(8, 4), (32, 4), (32, 1)])
+@pytest.mark.parametrize("case", [ConvCase(l=21), ConvCase(lengths=(3, 0, 18), k=9, reverse=True)])
+def test_each_tile_of_the_convolution_is_right_alone(elements, channels, case, monkeypatch):
+    for way in ("FORWARD", "BACKWARD"):
+        config = getattr(conv_kernels, way)._replace(elements=elements, channels=channels)
+        monkeypatch.setattr(conv_kernels, way, config)
+    assert_correct(case, on_device(conv), torch.float32)
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_the_rounded_float32_result(operation, case, dtype):
+    inputs = plain(case, dtype)
+    half, wide = (
+        both_passes(operation, case, {name: x.to(kind) for name, x in inputs.items()})
+        for kind in (dtype, torch.float32)
+    )
+    for name in half:
+        assert half[name].dtype == torch.float32 or ulps_apart(half[name], wide[name].to(half[name].dtype)) <= 1, name
+
+
+@both
+@pytest.mark.parametrize("cut", [1, 4, 8])
+def test_two_parts_give_the_whole(operation, case, cut):
+    inputs = plain(case)
+    whole, last = call(operation, case, inputs)
+    state, parts = inputs["initial_state"], []
+    for span in (slice(0, cut), slice(cut, None)):
+        part = {name: x[:, span] if name in ALONG_L else x for name, x in inputs.items()}
+        out, state = call(operation, case, part | {"initial_state": state})
+        parts.append(out)
+    assert rms_error_ratio(torch.cat(parts, dim=1), whole) <= OUTPUT_TOLERANCE[torch.float32]
+    assert rms_error_ratio(state, last) <= OUTPUT_TOLERANCE[torch.float32]
+
+
+def test_steps_give_the_scan(monkeypatch):
+    monkeypatch.setenv("MMM_CORE_BACKEND", "triton")
+    case = ScanCase(l=5, groups=2)
+    inputs = here(plain(case))
+    whole, last = call(scan, case, inputs)
+    state = inputs.pop("initial_state").clone()
+    for t in range(5):
+        token = {name: x[:, t] if name in ALONG_L else x for name, x in inputs.items()}
+        y = selective_state_update(state, **token, delta_softplus=True)
+        assert rms_error_ratio(y, whole[:, t]) <= OUTPUT_TOLERANCE[torch.float32]
+    assert rms_error_ratio(state, last) <= OUTPUT_TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 9])
+@pytest.mark.parametrize("channels_inside", [False, True])
+def test_steps_give_the_convolution(k, channels_inside, monkeypatch):
+    monkeypatch.setenv("MMM_CORE_BACKEND", "triton")
+    case = ConvCase(l=5, k=k, e=300)
+    inputs = here(plain(case))
+    whole, last = call(conv, case, inputs)
+    state = inputs["initial_state"].clone()
+    if channels_inside:
+        state = state.transpose(1, 2).contiguous().transpose(1, 2)
+    for t in range(5):
+        y = causal_conv1d_update(inputs["x"][:, t], state, inputs["weight"], inputs["bias"], activation="silu")
+        assert rms_error_ratio(y, whole[:, t]) <= OUTPUT_TOLERANCE[torch.float32]
+    assert torch.equal(state, last)
+
+
+@both
+def test_tensors_with_the_length_inside_give_the_same(operation, case):
+    inputs = plain(case)
+    turned = {name: x.transpose(1, -1).contiguous().transpose(1, -1) for name, x in inputs.items() if x.ndim > 2}
+    for results in zip(*(both_passes(operation, case, x).values() for x in (inputs, inputs | turned)), strict=True):
+        torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@both
+def test_a_nan_stays_in_its_row(operation, case):
+    clean = plain(case)
+    dirty = {name: x.clone() for name, x in clean.items()}
+    for name in {*ALONG_L, "initial_state"} & dirty.keys():
+        dirty[name][1] = float("nan")
+    seen = [both_passes(operation, case, inputs) for inputs in (clean, dirty)]
+    for name in {*ALONG_L, "initial_state", "output", "final state"} & seen[0].keys():
+        assert torch.equal(seen[0][name][0], seen[1][name][0]), name
+        assert seen[1][name][1].isnan().any(), name
+
+
+@both
+def test_a_nan_stays_in_its_sequence(operation, case):
+    case = replace(case, lengths=(4, 5, 3))
+    clean = plain(case)
+    dirty = {name: x.clone() for name, x in clean.items()}
+    for name in set(ALONG_L) & dirty.keys():
+        dirty[name][:, 4:9] = float("nan")
+    dirty["initial_state"][1] = float("nan")
+    seen = [both_passes(operation, case, inputs) for inputs in (clean, dirty)]
+    for name in {*ALONG_L, "output"} & seen[0].keys():
+        for others in (slice(0, 4), slice(9, None)):
+            assert torch.equal(seen[0][name][:, others], seen[1][name][:, others]), name
+
+
+@both
+def test_a_call_repeats_to_the_bit(operation, case):
+    inputs = plain(case)
+    for results in zip(*(both_passes(operation, case, inputs).values() for _ in range(2)), strict=True):
+        assert torch.equal(*results)
+
+
+def test_the_forced_backend_is_the_one_that_runs(monkeypatch):
+    ran = []
+    for module in (scan_kernels, conv_kernels):
+        for way in ("forward", "backward", "update"):
+            function = getattr(module, way)
+            name = f"{module.__name__.split('.')[1]} {way}"
+            monkeypatch.setattr(module, way, lambda *a, run=function, name=name: ran.append(name) or run(*a))
+    monkeypatch.setenv("MMM_CORE_BACKEND", "triton")
+    for operation, case in ((selective_scan, ScanCase(l=2)), (causal_conv1d, ConvCase(l=2))):
+        both_passes(operation, case, plain(case))
+    x, weight, state = here(
+        {"x": torch.zeros(1, 2), "weight": torch.zeros(2, 4), "state": torch.zeros(1, 2, 3)}
+    ).values()
+    causal_conv1d_update(x, state, weight)
+    selective_state_update(state, x, x, state[0], state[:, 0], state[:, 0])
+    assert ran == ["scan forward", "scan backward", "conv forward", "conv backward", "conv update", "scan update"]
+    assert scan_operator.BACKENDS["triton"] is scan_kernels
