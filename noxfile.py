@@ -43,6 +43,23 @@ def isa(session: nox.Session) -> None:
 
 
 @nox.session
+def triton(session: nox.Session) -> None:
+    """Run the kernels for GPUs on the CPU, by Triton's interpreter: the contract on small calls."""
+    install(session, "./packages/mmm-core", "numpy", "triton", *TEST_TOOLS)
+    interpreted = {"TRITON_INTERPRET": "1", "MMM_CORE_BACKEND": "triton", "MMM_CORE_TESTED": "triton"}
+    files = session.posargs or ["tests/triton", "tests/core/test_conv.py"]
+    session.run("pytest", "--numprocesses=2", *files, env=interpreted)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Test the kernels for GPUs on this machine's GPU, and time them; what stands after `--` is the benchmark's."""
+    install(session, "./packages/mmm-core", "numpy", "triton", *TEST_TOOLS)
+    session.run("pytest", "tests/triton", "tests/gpu")
+    session.run("python", "benchmarks/gpu.py", *session.posargs)
+
+
+@nox.session
 def sanitize(session: nox.Session) -> None:
     """Run the C++ kernels alone under AddressSanitizer, UBSan and ThreadSanitizer, with each instruction set."""
     install(session, "cmake", "ninja")
@@ -105,7 +122,8 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks, or only those named after `--`."""
     install(session, *everything(), "transformers", "mambapy")
-    scripts = sorted(path.stem for path in ROOT.glob("benchmarks/*.py") if path.stem != "timing")
+    others = {"timing", "gpu", "mamba_ssm_extension"}  # what they share, and what needs a GPU
+    scripts = sorted({path.stem for path in ROOT.glob("benchmarks/*.py")} - others)
     for script in session.posargs or scripts:
         session.run("python", f"benchmarks/{script}.py")
 

@@ -45,6 +45,7 @@ def extension(sources: Path | None, build: Path) -> Any:
     if not folder.is_dir():
         raise SystemExit(f"{folder} is not there. Give a clone of mamba_ssm's repository.")
     build.mkdir(parents=True, exist_ok=True)
+    (build / "lock").unlink(missing_ok=True)  # of a build that was stopped: torch would wait for its end
     written = _write(build)
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", capability)
