@@ -21,8 +21,18 @@ ARROWS = {
     "mmm_fusion_film": {"mmm_fusion"},
 }
 # Imported only by the backend that needs it, and only when that backend is asked for.
-OPTIONAL = {"mmm_core": {"triton", "mamba_ssm"}}
-NEVER = {"triton", "mamba_ssm", "transformers", "timm", "torchvision", "onnx", "onnxscript", "mmm_fusion_film"}
+OPTIONAL = {"mmm_core": {"triton", "selective_scan_cuda"}}  # the latter is of mamba_ssm
+NEVER = {
+    "triton",
+    "mamba_ssm",
+    "selective_scan_cuda",
+    "transformers",
+    "timm",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "mmm_fusion_film",
+}
 SOURCES = {path.name: path for path in ROOT.glob("*/*/src/mmm_*")}
 
 
