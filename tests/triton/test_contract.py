@@ -30,7 +30,6 @@ scan, conv = (partial(operation, backend="triton") for operation in (selective_s
 SCAN_SHORT = {name: case for name, case in SCAN_CASES.items() if name != "many states"} | {
     "many states": ScanCase(b=1, l=3, e=2, n=9)
 }
-SMALL = (ScanCase(b=1, l=21, e=3, n=1), ScanCase(lengths=(3, 0, 8), e=4, n=1, groups=2, reverse=True))
 both = pytest.mark.parametrize(
     ("operation", "case"), [(scan, ScanCase(l=9, e=3, n=2)), (conv, ConvCase(l=9))], ids=["scan", "conv"]
 )
@@ -85,18 +84,22 @@ def test_float64_is_exact(operation, case):
     assert_correct(case, on_device(operation), torch.float64)
 
 
-@pytest.mark.parametrize("i", range(len(scan_kernels.FORWARD)))
-@pytest.mark.parametrize("case", SMALL)
-def test_each_forward_configuration_of_the_scan_is_right_alone(i, case, monkeypatch):
-    monkeypatch.setattr(scan_kernels, "FORWARD", scan_kernels.FORWARD[i : i + 1])
+@pytest.mark.parametrize("chunk", scan_kernels.FORWARD)
+@pytest.mark.parametrize("warps", [1, 1 << 20], ids=["whole", "in parts"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_configuration_of_the_scan_is_right_alone(chunk, warps, packed, monkeypatch):
+    monkeypatch.setattr(scan_kernels, "_chunk", lambda p: chunk)
+    monkeypatch.setattr(scan_kernels, "WARPS", warps)
+    lengths = (3, 0, chunk + 2, chunk) if packed else None
+    case = ScanCase(b=1, l=chunk + 5, lengths=lengths, e=2, n=1, groups=2, reverse=packed)
     assert_correct(case, on_device(scan), torch.float32)
 
 
-@pytest.mark.parametrize("i", range(len(scan_kernels.BACKWARD)))
-@pytest.mark.parametrize("case", SMALL)
-def test_each_backward_configuration_of_the_scan_is_right_alone(i, case, monkeypatch):
-    monkeypatch.setattr(scan_kernels, "BACKWARD", scan_kernels.BACKWARD[i : i + 1])
-    assert_correct(case, on_device(scan), torch.float32)
+def test_the_configurations_of_both_passes_have_the_same_chunks():
+    for configs in (scan_kernels.FORWARD, scan_kernels.BACKWARD):
+        for chunk, config in configs.items():
+            assert config.steps * config.lanes == chunk < 32 * config.warps
+    assert scan_kernels.FORWARD.keys() == scan_kernels.BACKWARD.keys()
 
 
 @pytest.mark.parametrize(("elements", "channels"), [(8, 4), (32, 4), (32, 1)])

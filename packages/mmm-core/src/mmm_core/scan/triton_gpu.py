@@ -95,7 +95,7 @@ def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:
     """The gradients of every input; those of A, D and the bias are summed over sequences and parts in their order."""
-    b, l, e, groups, n = p.sizes
+    _, l, e, groups, n = p.sizes
     grads = Gradients(*(p.room(x) for x in p.floating))
     grad_state = p.u.new_zeros(p.state_shape, dtype=p.dtype)
     if grad_final_state is not None:
@@ -170,7 +170,8 @@ class _Call:
         self.blocks = -(-(e // groups) // self.config.block)  # programs that share the channels of a group
         self.projection_grid = (self.slots, groups * -(-n // PROJECTION_BLOCK))
         programs = sequences * groups * self.blocks
-        part_chunks = -(-chunks // max(1, min(chunks, WARPS // (programs * self.config.warps))))
+        warps = programs * self.config.warps
+        part_chunks = -(-chunks // (1 if warps >= WARPS else min(chunks, 2 * WARPS // warps)))
         self.parts = -(-chunks // part_chunks)
         self.grid = (programs * self.parts,)
         self.inputs = _strided("u", p.u, "ble") | _strided("delta", p.delta, "ble") | _strided("z", p.z, "ble")
@@ -275,11 +276,12 @@ def update(
 
 
 def _chunk(p: Problem) -> int:
-    """Positions between two checkpoints: more where there are few channels to fill a GPU with, but no idle ones."""
-    _, l, e, _, _ = p.sizes
-    channels = p.state_shape[0] * e
-    fills = 64 if channels > 8192 else 128 if channels > 4096 else 256
-    return min(fills, 64 if l <= 64 else 128 if l <= 128 else 256)
+    """Positions of a chunk: as few as fill a GPU by the lanes that share them, if any do; not many more than `l`."""
+    l, channels = p.u.shape[1], p.state_shape[0] * p.u.shape[2]
+    for chunk, config in FORWARD.items():
+        if channels // config.block * config.warps >= WARPS:
+            return min(chunk, 64 if l <= 64 else 128 if l <= 128 else 256)
+    return min(FORWARD)
 
 
 def _strided(name: str, x: Tensor | None, axes: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The Triton kernels of the selective scan. Only `triton_gpu.py` imports this file, when a call runs on a GPU.
 
-A program walks over one sequence and a block of its channels, in chunks of `TIME` positions. In a chunk, a thread holds
-`STEPS` consecutive positions of `ROWS` channels in its registers, and `LANES` threads share the chunk's positions:
+A program walks over a part of a sequence and a block of its channels, in chunks of `TIME` positions. In a chunk, a
+thread holds `STEPS` consecutive positions of `ROWS` channels in registers, and `LANES` threads share the positions:
 
     time t = lane * STEPS + step,   channel = c * ROWS + row,   a tile is (STEPS, ROWS, CHANNELS, LANES, 1).
 
@@ -20,7 +20,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _over_lanes(decay, h, lane, BACKWARD: tl.constexpr):
-    """The recurrence over the lanes of (ROWS, CHANNELS, LANES, 1): the state that leaves each, in log2(LANES) rounds."""
+    """The recurrence over the lanes of (ROWS, CHANNELS, LANES, 1): the state that leaves each; log2(LANES) rounds."""
     LANES: tl.constexpr = h.shape[2]
     for i in tl.static_range(5):
         if 1 << i < LANES:
@@ -35,7 +35,7 @@ def _over_lanes(decay, h, lane, BACKWARD: tl.constexpr):
 
 @triton.jit
 def _pick(x, which):
-    """What stands at the one index of the first axis that `which` is true of; as integers, so that zeros add nothing."""
+    """The one index of the first axis that `which` is true of; summed as integers, to which zeros add nothing."""
     BITS: tl.constexpr = tl.int64 if x.dtype == tl.float64 else tl.int32
     return tl.sum(tl.where(which, x.to(BITS, bitcast=True), 0), 0).to(x.dtype, bitcast=True)
 
@@ -81,7 +81,7 @@ def _log1p(x):
     """log(1 + x) for x in [0, 1], to one rounding also where x is small."""
     if x.dtype == tl.float64:
         w = x + 1
-        return tl.where(w == 1, x, tl.log(w) * (x / tl.where(w == 1, 1, w - 1)))
+        y = tl.where(w == 1, x, tl.log(w) * (x / tl.where(w == 1, 1, w - 1)))
     else:  # x times a polynomial, the interpolation of log(1 + x) / x at the Chebyshev nodes
         y = x * -0.003176057 + 0.019542526
         y = y * x - 0.05637361
@@ -91,7 +91,8 @@ def _log1p(x):
         y = y * x - 0.24951616
         y = y * x + 0.3332971
         y = y * x - 0.49999893
-        return x * (y * x + 1)
+        y = x * (y * x + 1)
+    return y
 
 
 @triton.jit
@@ -101,12 +102,13 @@ def _softplus(x):
 
 @triton.jit
 def _span(s, bounds, length, TIME: tl.constexpr):
-    """Row, first and last-but-one position, and first chunk slot of sequence `s`."""
-    if bounds is None:
-        return s.to(tl.int64), tl.zeros((), tl.int64), length.to(tl.int64), s.to(tl.int64) * tl.cdiv(length, TIME)
-    else:
-        start = tl.load(bounds + s)
-        return tl.zeros((), tl.int64), start, tl.load(bounds + s + 1), start // TIME + s
+    """Row, first position, the one behind the last, and first chunk slot of sequence `s`."""
+    row, start, stop = s.to(tl.int64), tl.zeros((), tl.int64), length.to(tl.int64)
+    slot = row * tl.cdiv(length, TIME)
+    if bounds is not None:
+        row, start, stop = row * 0, tl.load(bounds + s), tl.load(bounds + s + 1)
+        slot = start // TIME + s
+    return row, start, stop, slot
 
 
 @triton.jit
@@ -209,6 +211,7 @@ def scan_forward(
     STATES: tl.constexpr,  # n, at least LANES and a power of two
     SUMMARY: tl.constexpr,  # the states and the decays alone
 ):
+    """A block of channels over a part of a sequence, from its first chunk to its last."""
     TIME: tl.constexpr = STEPS * LANES
     BLOCK: tl.constexpr = ROWS * CHANNELS
     dtype = state.dtype.element_ty
@@ -266,7 +269,7 @@ def scan_forward(
         place = (stop - 1 - time if REVERSE else start + time)[:, None]
         u_t = tl.load(u[None, :] + place * u_l, valid, 0)
         delta_t = tl.load(delta[None, :] + place * delta_l, valid, 0).to(dtype)
-        delta_t, raw = _step_size(delta_t, bias_v, valid, SOFTPLUS)
+        delta_t, _raw = _step_size(delta_t, bias_v, valid, SOFTPLUS)
         delta_s = _to_scan(delta_t, STEPS, ROWS, CHANNELS, LANES)
         x_s = _to_scan(u_t, STEPS, ROWS, CHANNELS, LANES).to(dtype) * delta_s
         delta_sum = tl.sum(delta_s, 0)
@@ -281,12 +284,12 @@ def scan_forward(
             a_all = tl.exp2(delta_sum * exponent)
             x = x_s * b
             b = _over_time(B + following, steps, lanes)  # a round ahead, so that nothing waits for it
-            kept, h, h_all = _recur(a, x, nothing, steps)
+            _kept, h, h_all = _recur(a, x, nothing, steps)
             h_all = _over_lanes(a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all), lane, False)
             carried = tl.where(numbers == j, tl.gather(h_all, last_lane, 2)[None], carried)
             if not SUMMARY:
                 h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 2))
-                kept, h, h_all = _recur(a, x, h_in, steps)
+                _kept, h, h_all = _recur(a, x, h_in, steps)
                 y_s += h * c
                 c = _over_time(C + following, steps, lanes)
         if not SUMMARY:
@@ -361,6 +364,7 @@ def scan_backward(
     WARPS: tl.constexpr,
     SUMMARY: tl.constexpr,  # the states' gradients and the decays alone
 ):
+    """As `scan_forward`, from the last chunk to the first; each chunk's states come again from its checkpoint."""
     TIME: tl.constexpr = STEPS * LANES
     BLOCK: tl.constexpr = ROWS * CHANNELS
     dtype = grad_state.dtype.element_ty
