@@ -44,11 +44,13 @@ def isa(session: nox.Session) -> None:
 
 @nox.session
 def triton(session: nox.Session) -> None:
-    """Run the kernels for GPUs on the CPU, by Triton's interpreter: the contract on small calls."""
+    """Run the kernels for GPUs on the CPU, by Triton's interpreter, on small calls; and compile them for a GPU."""
     install(session, "./packages/mmm-core", "numpy", "triton", *TEST_TOOLS)
     interpreted = {"TRITON_INTERPRET": "1", "MMM_CORE_BACKEND": "triton", "MMM_CORE_TESTED": "triton"}
-    files = session.posargs or ["tests/triton", "tests/core/test_conv.py"]
+    files = session.posargs or ["tests/triton/test_contract.py", "tests/core/test_conv.py"]
     session.run("pytest", "--numprocesses=2", *files, env=interpreted)
+    if not session.posargs:
+        session.run("pytest", "--numprocesses=2", "tests/triton/test_compiler.py")
 
 
 @nox.session

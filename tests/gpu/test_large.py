@@ -25,7 +25,7 @@ def both_passes(operation, case, inputs, backend):
     """Both outputs and every gradient, by name."""
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
     outputs = operation(**leaves, **case.options(), return_final_state=True, backend=backend)
-    cotangents = [torch.linspace(-1, 1, y.numel(), device="cuda").view_as(y).to(y.dtype) for y in outputs]
+    cotangents = [torch.linspace(-1, 1, y.numel(), device="cuda").view_as(y).bfloat16().to(y.dtype) for y in outputs]
     grads = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
     return dict(zip(("output", "final state", *leaves), (*outputs, *grads), strict=True))
 

@@ -171,7 +171,7 @@ def test_tensors_with_the_length_inside_give_the_same(operation, case):
     inputs = plain(case)
     turned = {name: x.transpose(1, -1).contiguous().transpose(1, -1) for name, x in inputs.items() if x.ndim > 2}
     for results in zip(*(both_passes(operation, case, x).values() for x in (inputs, inputs | turned)), strict=True):
-        torch.testing.assert_close(*results, rtol=0, atol=0)
+        assert rms_error_ratio(*results) <= OUTPUT_TOLERANCE[torch.float32]  # their sums run in another order
 
 
 @both

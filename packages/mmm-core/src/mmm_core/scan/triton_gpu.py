@@ -146,6 +146,7 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
             REVERSE=p.reverse,
             TIME=chunk,
             BLOCK=PROJECTION_BLOCK,
+            enable_fp_fusion=True,
         )
     return grads._replace(
         A=grad_A.sum(0),
@@ -207,6 +208,7 @@ class _Call:
             STEPS=self.config.steps,
             LANES=self.config.lanes,
             BLOCK=PROJECTION_BLOCK,
+            enable_fp_fusion=True,
         )
         return {"B": B, "C": C}
 
@@ -225,7 +227,9 @@ class _Call:
         through, decay = state.new_zeros((k, self.parts, e, n)), state.new_empty((k, self.parts, e, n))
         scan(through, decay)
         grid = (k * -(-e * n // JOIN_BLOCK),)
-        kernels.join_parts[grid](state, through, decay, e * n, self.parts, BACKWARD=backward, BLOCK=JOIN_BLOCK)
+        kernels.join_parts[grid](
+            state, through, decay, e * n, self.parts, BACKWARD=backward, BLOCK=JOIN_BLOCK, enable_fp_fusion=True
+        )
         return scan(through, None)
 
 

@@ -101,9 +101,15 @@ def _softplus(x):
 
 
 @triton.jit
+def _wide(size):
+    """A size in 64 bits; one that is 1 is a constant to Triton, and no tensor."""
+    return tl.zeros((), tl.int64) + size
+
+
+@triton.jit
 def _span(s, bounds, length, TIME: tl.constexpr):
     """Row, first position, the one behind the last, and first chunk slot of sequence `s`."""
-    row, start, stop = s.to(tl.int64), tl.zeros((), tl.int64), length.to(tl.int64)
+    row, start, stop = s.to(tl.int64), tl.zeros((), tl.int64), _wide(length)
     slot = row * tl.cdiv(length, TIME)
     if bounds is not None:
         row, start, stop = row * 0, tl.load(bounds + s), tl.load(bounds + s + 1)
@@ -604,7 +610,7 @@ def scatter_projections(
     for _ in range(blocks):
         sum_B += tl.load(source, valid, 0)
         sum_C += tl.load(source + TIME, valid, 0)
-        source += slots.to(tl.int64) * groups * n * (2 * TIME)
+        source += _wide(slots) * groups * n * (2 * TIME)
     target = ((row * length + place) * groups + group) * n + j[None, :]
     tl.store(B_out + target, sum_B.to(B_out.dtype.element_ty), valid)
     tl.store(C_out + target, sum_C.to(C_out.dtype.element_ty), valid)
@@ -688,7 +694,7 @@ def _chunk_of(slot, bounds, sequences, length, TIME: tl.constexpr):
         s = slot // tl.cdiv(length, TIME)
     else:  # the last sequence whose first slot is not behind this one
         s = tl.zeros((), tl.int32)
-        above = sequences + 0
+        above = s + sequences
         while above - s > 1:
             middle = (s + above) // 2
             right = tl.load(bounds + middle) // TIME + middle <= slot
