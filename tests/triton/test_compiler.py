@@ -1,7 +1,7 @@
 """Triton's compiler takes every kernel as it is called, sizes of 1 and packed sequences included.
 
 The interpreter runs what the compiler refuses: a size of 1 is a constant to the compiler alone, and branches must agree
-in types. No GPU is needed: each call is compiled for one, and not run.
+in types. No GPU is needed: each call is compiled for one of NVIDIA's and one of AMD's, and not run.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction
 
 from mmm_core.conv import triton_gpu as conv
@@ -19,7 +19,7 @@ from mmm_core.scan import triton_gpu as scan
 from mmm_core.scan.problem import Problem as ScanProblem
 from mmm_core.testing import ConvCase, ScanCase
 
-TARGET = GPUTarget("cuda", 90, 32)
+TARGETS = {"cuda": GPUTarget("cuda", 90, 32), "rocm": GPUTarget("hip", "gfx942", 64)}
 TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -43,10 +43,11 @@ CONVS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def compiled(monkeypatch):
+@pytest.fixture(autouse=True, params=TARGETS)
+def compiled(request, monkeypatch):
     """The names of the kernels that were compiled; calls run nothing."""
-    names = []
+    names, target = [], TARGETS[request.param]
+    monkeypatch.setattr(torch.version, "hip", "7.0" if request.param == "rocm" else None)
 
     def compile_call(kernel, *args, grid, warmup, **options):
         values = dict(zip(kernel.arg_names, args, strict=False))
@@ -60,7 +61,10 @@ def compiled(monkeypatch):
             else:
                 signature[name] = "i32"
         assert list(signature) == kernel.arg_names
-        triton.compile(ASTSource(kernel, signature, constants), target=TARGET, options=options)
+        known = vars(make_backend(target).parse_options(dict(options)))
+        assert options.keys() <= known.keys()  # a launch refuses others
+        assert len(grid) == 1  # the others of a grid's axes end at 65,535
+        triton.compile(ASTSource(kernel, signature, constants), target=target, options=options)
         names.append(kernel.__name__)
 
     monkeypatch.setattr(JITFunction, "run", compile_call)

@@ -41,6 +41,7 @@ class Config(NamedTuple):
 
     def constants(self, n: int) -> dict[str, Any]:
         """The kernel's arguments that set it, where a channel has `n` states."""
+        limits = {} if torch.version.hip else {"maxnreg": self.registers}  # Triton refuses that one for ROCm
         return {
             "STEPS": self.steps,
             "ROWS": self.rows,
@@ -48,9 +49,8 @@ class Config(NamedTuple):
             "LANES": self.lanes,
             "STATES": max(self.lanes, 1 << (n - 1).bit_length()),
             "num_warps": self.warps,
-            "maxnreg": self.registers,
             "enable_fp_fusion": True,
-        }
+        } | limits
 
 
 # By the positions of a chunk; measured on an H200. A chunk has fewer positions than a program has threads.
@@ -169,7 +169,7 @@ class _Call:
         chunks = -(-l // self.chunk)
         self.slots = b * chunks if bounds is None else chunks + sequences + 1  # room for chunks
         self.blocks = -(-(e // groups) // self.config.block)  # programs that share the channels of a group
-        self.projection_grid = (self.slots, groups * -(-n // PROJECTION_BLOCK))
+        self.projection_grid = (self.slots * groups * -(-n // PROJECTION_BLOCK),)
         programs = sequences * groups * self.blocks
         warps = programs * self.config.warps
         part_chunks = -(-chunks // (1 if warps >= WARPS else min(chunks, 2 * WARPS // warps)))
@@ -255,7 +255,7 @@ def update(
     states = min(128, 1 << (n - 1).bit_length())
     channels = max(1, 512 // states)
     with torch.cuda.device_of(u):
-        kernels.scan_update[(b, -(-e // channels))](
+        kernels.scan_update[(b * -(-e // channels),)](
             **_strided("state", state, "ben"),
             **_strided("u", u, "be"),
             **_strided("delta", delta, "be"),

@@ -565,11 +565,12 @@ def gather_projections(
 ):
     """B and C chunk by chunk in the direction of the scan, time innermost by `_place`, zero where padded."""
     TIME: tl.constexpr = STEPS * LANES
-    slot = tl.program_id(0)
+    blocks_n = tl.cdiv(n, BLOCK)
+    slot = tl.program_id(0) // (groups * blocks_n)
     row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length, TIME)
     time = chunk * TIME + tl.arange(0, TIME)
-    j = tl.program_id(1) % tl.cdiv(n, BLOCK) * BLOCK + tl.arange(0, BLOCK)
-    group = tl.program_id(1) // tl.cdiv(n, BLOCK)
+    j = tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)
+    group = tl.program_id(0) // blocks_n % groups
     place = (stop - 1 - time if REVERSE else start + time)[:, None]
     valid = (time < stop - start)[:, None] & (j < n)[None, :]
     in_chunk = _place(tl.arange(0, TIME) % STEPS, tl.arange(0, TIME) // STEPS, LANES)
@@ -597,11 +598,12 @@ def scatter_projections(
     BLOCK: tl.constexpr,  # state indices
 ):
     """The inverse of `gather_projections`, over the sum of the blocks."""
-    slot = tl.program_id(0)
+    blocks_n = tl.cdiv(n, BLOCK)
+    slot = tl.program_id(0) // (groups * blocks_n)
     row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length, TIME)
     time = chunk * TIME + tl.arange(0, TIME)
-    j = tl.program_id(1) % tl.cdiv(n, BLOCK) * BLOCK + tl.arange(0, BLOCK)
-    group = tl.program_id(1) // tl.cdiv(n, BLOCK)
+    j = tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)
+    group = tl.program_id(0) // blocks_n % groups
     place = (stop - 1 - time if REVERSE else start + time)[:, None]
     valid = (time < stop - start)[:, None] & (j < n)[None, :]
     source = BC + ((slot.to(tl.int64) * groups + group) * n + j[None, :]) * (2 * TIME) + tl.arange(0, TIME)[:, None]
@@ -657,8 +659,8 @@ def scan_update(
 ):
     """One position: the state in place, and the output."""
     dtype: tl.constexpr = tl.float64 if WIDE else tl.float32
-    row = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    row = (tl.program_id(0) // tl.cdiv(e, CHANNELS)).to(tl.int64)
+    channel = tl.program_id(0) % tl.cdiv(e, CHANNELS) * CHANNELS + tl.arange(0, CHANNELS)
     held = channel < e
     group = (channel // channels).to(tl.int64)
     channel = channel.to(tl.int64)
