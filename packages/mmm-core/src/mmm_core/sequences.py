@@ -50,20 +50,12 @@ def spans(where: str, length: int, cu_seqlens: Tensor | None) -> list[Span]:
     )
 
 
-def whole_bounds(where: str, length: int, cu_seqlens: Tensor | None) -> Tensor | None:
-    """The boundaries as a kernel reads them: checked as `spans` does, on the CPU, int64 and contiguous."""
+def whole_bounds(where: str, length: int, cu_seqlens: Tensor | None, device: torch.device) -> Tensor | None:
+    """The boundaries as a kernel on `device` reads them: checked as `spans` does, int64 and contiguous."""
     if cu_seqlens is None:
         return None
     spans(where, length, cu_seqlens)
-    return cu_seqlens.to("cpu", torch.int64).contiguous()
-
-
-def bounds_on(device: torch.device, where: str, length: int, cu_seqlens: Tensor | None) -> Tensor | None:
-    """The boundaries as a kernel on `device` reads them: checked as `spans` does, and contiguous."""
-    if cu_seqlens is None:
-        return None
-    spans(where, length, cu_seqlens)
-    return cu_seqlens.to(device).contiguous()
+    return cu_seqlens.to(device, torch.int64).contiguous()
 
 
 def state_rows(batch: int, cu_seqlens: Tensor | None) -> int:

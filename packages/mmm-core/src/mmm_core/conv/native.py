@@ -28,14 +28,14 @@ def forward(p: Problem) -> tuple[Tensor, Tensor]:
 
 def run(p: Problem, out: Tensor, final_state: Tensor) -> None:
     """The forward into tensors that are there; `final_state` may be the initial state."""
-    bounds = whole_bounds("causal_conv1d", p.x.shape[1], p.cu_seqlens)
+    bounds = whole_bounds("causal_conv1d", p.x.shape[1], p.cu_seqlens, p.x.device)
     call("mmm_core_conv", _words(p, bounds, out, final_state))
 
 
 def backward(p: Problem, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:
     """The gradients of every input, each in its input's dtype."""
     grads = Gradients(*(p.room(x) for x in p.floating))
-    bounds = whole_bounds("causal_conv1d", p.x.shape[1], p.cu_seqlens)
+    bounds = whole_bounds("causal_conv1d", p.x.shape[1], p.cu_seqlens, p.x.device)
     words = [*_words(p, bounds, None, None), *array(grad_out), *array(grad_final_state)]
     for grad in grads:
         words += array(grad)

@@ -15,7 +15,7 @@ import triton.language as tl
 from mmm_core.arithmetic import arithmetic_dtype
 from mmm_core.conv import triton_kernels
 from mmm_core.conv.problem import Gradients, Problem
-from mmm_core.sequences import bounds_on, state_rows
+from mmm_core.sequences import state_rows, whole_bounds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +90,7 @@ class _Call:
 
     def __init__(self, p: Problem, config: Config) -> None:
         b, l, e = p.x.shape
-        bounds = bounds_on(p.x.device, "causal_conv1d", l, p.cu_seqlens)
+        bounds = whole_bounds("causal_conv1d", l, p.cu_seqlens, p.x.device)
         count = state_rows(b, p.cu_seqlens)
         self._p, self._config = p, config
         self.inputs = [word for x, axes in zip(p.floating, (3, 2, 1, 3), strict=True) for word in _strided(x, axes)]

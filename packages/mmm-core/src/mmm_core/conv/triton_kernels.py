@@ -172,8 +172,8 @@ def _sequences(t, row, l, bounds, sequences, steps, REVERSE: tl.constexpr):
             low = tl.where(before, middle, low)
             high = tl.where(before, high, middle)
         sequence = low.to(tl.int64)
-        start = tl.load(bounds + low).to(tl.int64)
-        stop = tl.load(bounds + low + 1).to(tl.int64)
+        start = tl.load(bounds + low)
+        stop = tl.load(bounds + low + 1)
     return sequence, stop - 1 - t if REVERSE else t - start, stop - start
 
 
@@ -186,8 +186,8 @@ def _whole_sequence(k, row, l, bounds, REVERSE: tl.constexpr):
         stop = start + l
     else:
         sequence = k.to(tl.int64)
-        start = tl.load(bounds + k).to(tl.int64)
-        stop = tl.load(bounds + k + 1).to(tl.int64)
+        start = tl.load(bounds + k)
+        stop = tl.load(bounds + k + 1)
     return sequence, stop - 1 if REVERSE else start, stop - start
 
 

@@ -37,14 +37,14 @@ def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 def run(p: Problem, out: Tensor, final_state: Tensor, checkpoints: Tensor | None) -> None:
     """The forward into tensors that are there; `final_state` may be the initial state."""
-    bounds = whole_bounds("selective_scan", p.u.shape[1], p.cu_seqlens)
+    bounds = whole_bounds("selective_scan", p.u.shape[1], p.cu_seqlens, p.u.device)
     call("mmm_core_scan", _words(p, bounds, out, final_state, checkpoints))
 
 
 def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:
     """The gradients of every input, each in its input's dtype."""
     grads = Gradients(*(p.room(x) for x in p.floating))
-    bounds = whole_bounds("selective_scan", p.u.shape[1], p.cu_seqlens)
+    bounds = whole_bounds("selective_scan", p.u.shape[1], p.cu_seqlens, p.u.device)
     words = [*_words(p, bounds, None, None, checkpoints), *array(grad_out), *array(grad_final_state)]
     for grad in grads:
         words += array(grad)

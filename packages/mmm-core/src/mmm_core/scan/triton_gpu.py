@@ -162,12 +162,11 @@ class _Call:
     def __init__(self, p: Problem, configs: dict[int, Config]) -> None:
         b, l, e, groups, n = p.sizes
         sequences = p.state_shape[0]
-        bounds = whole_bounds("selective_scan", l, p.cu_seqlens)
-        self.bounds = None if bounds is None else bounds.to(p.u.device)
+        self.bounds = whole_bounds("selective_scan", l, p.cu_seqlens, p.u.device)
         self.chunk = _chunk(p)
         self.config = configs[self.chunk]
         chunks = -(-l // self.chunk)
-        self.slots = b * chunks if bounds is None else chunks + sequences + 1  # room for chunks
+        self.slots = b * chunks if self.bounds is None else chunks + sequences + 1  # room for chunks
         self.blocks = -(-(e // groups) // self.config.block)  # programs that share the channels of a group
         self.projection_grid = (self.slots * groups * -(-n // PROJECTION_BLOCK),)
         programs = sequences * groups * self.blocks
