@@ -87,7 +87,12 @@ def _overlaps(x: Tensor) -> bool:
 
 
 def differentiable(
-    name: str, forward: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]
+    name: str,
+    forward: Callable[..., Any],
+    setup_context: Callable[..., None],
+    differentiate: Callable[..., Any],
+    backward: Callable[..., Any],
+    operator: Callable[..., Any],
 ) -> Callable[..., Any]:
     """An operator's forward for eager calls that need a gradient: autograd learns of it without the dispatcher.
 
@@ -95,7 +100,9 @@ def differentiable(
         name: What `grad_fn` shows.
         forward: The kernel.
         setup_context: As of `torch.library.register_autograd`.
-        backward: Likewise; where its gradients are `eager` it may call a kernel directly, unless they are recorded.
+        differentiate: As the backward of that, behind the function that computes the gradients.
+        backward: That function: the kernel.
+        operator: That function where the gradients are not `eager`, or are recorded, which the operator refuses.
     Returns:
         `forward` with a gradient.
     """
@@ -105,7 +112,11 @@ def differentiable(
         setup_context(ctx, arguments, output)
         return output
 
-    members = {"forward": staticmethod(forward_in), "backward": staticmethod(backward)}
+    def backward_in(ctx: Any, *grads: Tensor | None) -> Any:
+        direct = eager(grads) and not torch.is_grad_enabled()
+        return differentiate(backward if direct else operator, ctx, *grads)
+
+    members = {"forward": staticmethod(forward_in), "backward": staticmethod(backward_in)}
     function: Any = type(name, (torch.autograd.Function,), members)
     run: Callable[..., Any] = function.apply
     return run

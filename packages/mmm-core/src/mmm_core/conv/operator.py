@@ -12,7 +12,7 @@ from mmm_core.arithmetic import autocast_off
 from mmm_core.backends import Modules
 from mmm_core.conv import chunked, native, reference
 from mmm_core.conv.problem import Gradients, Problem
-from mmm_core.eager import differentiable, eager
+from mmm_core.eager import differentiable
 from mmm_core.gradients import fake, handed_over, refuse_second, taken
 
 if TYPE_CHECKING:
@@ -103,11 +103,7 @@ def _differentiate(
     return (*taken(grads, tensors[:4], ctx.needs_input_grad[:4]), None, None, None, None)
 
 
-def _differentiate_eagerly(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    direct = eager(grads) and not torch.is_grad_enabled()  # with create_graph the operator refuses what comes next
-    return _differentiate(backward if direct else causal_conv1d_backward, ctx, *grads)
-
-
-_differentiate_traced = partial(_differentiate, causal_conv1d_backward)
-causal_conv1d.register_autograd(_differentiate_traced, setup_context=_setup_context)
-eager_causal_conv1d = differentiable("CausalConv1d", forward, _setup_context, _differentiate_eagerly)
+causal_conv1d.register_autograd(partial(_differentiate, causal_conv1d_backward), setup_context=_setup_context)
+eager_causal_conv1d = differentiable(
+    "CausalConv1d", forward, _setup_context, _differentiate, backward, causal_conv1d_backward
+)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmm_core.arithmetic import autocast_off
 from mmm_core.backends import Modules
-from mmm_core.eager import differentiable, eager
+from mmm_core.eager import differentiable
 from mmm_core.gradients import fake, handed_over, refuse_second, taken
 from mmm_core.scan import chunked, native, reference
 from mmm_core.scan.problem import Gradients, Problem
@@ -128,11 +128,7 @@ def _differentiate(
     return (*taken(grads, tensors[:9], ctx.needs_input_grad[:9]), None, None, None, None, None)
 
 
-def _differentiate_eagerly(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    direct = eager(grads) and not torch.is_grad_enabled()  # with create_graph the operator refuses what comes next
-    return _differentiate(backward if direct else selective_scan_backward, ctx, *grads)
-
-
-_differentiate_traced = partial(_differentiate, selective_scan_backward)
-selective_scan.register_autograd(_differentiate_traced, setup_context=_setup_context)
-eager_selective_scan = differentiable("SelectiveScan", forward, _setup_context, _differentiate_eagerly)
+selective_scan.register_autograd(partial(_differentiate, selective_scan_backward), setup_context=_setup_context)
+eager_selective_scan = differentiable(
+    "SelectiveScan", forward, _setup_context, _differentiate, backward, selective_scan_backward
+)
