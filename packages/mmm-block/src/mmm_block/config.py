@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import mmm_fusion
 from mmm_block.errors import ConfigError
@@ -99,13 +99,13 @@ class MultiModalMambaConfig:
     def __post_init__(self) -> None:
         for name in SIZES:
             value = getattr(self, name)
-            _expect(_is_int(value) and value >= 1, name, "an int of at least 1", value)
+            _expect(is_int(value) and value >= 1, name, "an int of at least 1", value)
         _expect(_is_real(self.dropout) and 0 <= self.dropout < 1, "dropout", "from 0 to below 1", self.dropout)
         _expect(_is_real(self.norm_eps) and 0 < self.norm_eps < math.inf, "norm_eps", "a number above 0", self.norm_eps)
         _expect(isinstance(self.tie_embeddings, bool), "tie_embeddings", "True or False", self.tie_embeddings)
         self._check_tokens()
         _expect(
-            _is_int(self.fusion_contract) and self.fusion_contract == mmm_fusion.CONTRACT,
+            is_int(self.fusion_contract) and self.fusion_contract == mmm_fusion.CONTRACT,
             "fusion_contract",
             f"{mmm_fusion.CONTRACT}, which the installed mmm-fusion speaks",
             self.fusion_contract,
@@ -119,7 +119,7 @@ class MultiModalMambaConfig:
     def _check_tokens(self) -> None:
         for name in ("image_token_id", "pad_token_id", "eos_token_id"):
             value = getattr(self, name)
-            ok = value is None or (_is_int(value) and 0 <= value < self.vocab_size)
+            ok = value is None or (is_int(value) and 0 <= value < self.vocab_size)
             _expect(ok, name, f"a token from 0 to below vocab_size = {self.vocab_size}, or None", value)
         _expect(
             self.image_size is not None or self.image_token_id is None,
@@ -178,7 +178,8 @@ class MultiModalMambaConfig:
         return {each.name: _in_json(each.name, getattr(self, each.name)) for each in fields(self)}
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
+    """Whether a value is an int, which True is not here."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
+from mmm_block.config import is_int
 from mmm_block.errors import InputError
 from mmm_block.state import ModelState
 
@@ -65,7 +66,7 @@ class Stopping:
         self.max_new_tokens, self.decode = max_new_tokens, decode
         self.tokens = _find_stops(tokens)
         self.strings = _find_strings(strings)
-        if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        if not is_int(max_new_tokens) or max_new_tokens < 1:
             raise InputError(
                 f"generate: `max_new_tokens` must be an int of at least 1, got {max_new_tokens!r}. "
                 "To read a prompt alone, call the model with return_state=True."

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mmm_block.config import is_int
 from mmm_block.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Sampling:
             heat,
             "0 takes the likeliest token.",
         )
-        ok = k is None or (isinstance(k, int) and not isinstance(k, bool) and k >= 1)
+        ok = k is None or (is_int(k) and k >= 1)
         _expect(ok, "top_k", "an int of at least 1, or None", k, "None keeps all.")
         ok = p is None or (_is_number(p) and 0 < p <= 1)
         _expect(ok, "top_p", "above 0 and at most 1, or None", p, "None keeps all.")

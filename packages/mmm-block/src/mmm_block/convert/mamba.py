@@ -221,9 +221,8 @@ def _renamed(state_dict: Mapping[str, Tensor], *, tied: bool) -> dict[str, Tenso
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two matrices hold the same; NaN is the same as NaN."""
-    if a is b or a.shape != b.shape or a.dtype != b.dtype:
-        return a is b
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+    alike = a.shape == b.shape and a.dtype == b.dtype
+    return a is b or (alike and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
 
 
 def _refuse(expected: str, got: str, advice: str) -> NoReturn:
