@@ -19,6 +19,7 @@ from mmm_core.testing import (
     ConvCase,
     ScanCase,
     assert_correct,
+    both_passes,
     rms_error_ratio,
     ulps_apart,
 )
@@ -56,17 +57,6 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=st
 
 def operation_of(case):
     return scan if isinstance(case, ScanCase) else conv
-
-
-def both_passes(case, operation, inputs):
-    """Both outputs and every gradient, by name."""
-    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
-    outputs = operation(**leaves, **case.options(), return_final_state=True)
-    random = torch.Generator().manual_seed(1)
-    # Whole sixteenths, which every dtype has.
-    cotangents = [torch.randint(-16, 17, y.shape, generator=random).to(y.dtype) / 16 for y in outputs]
-    grads = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
-    return dict(zip(("output", "final state", *leaves), (*outputs, *grads), strict=True))
 
 
 @oracle_cases

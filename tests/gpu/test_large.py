@@ -1,11 +1,13 @@
 """What only a GPU can show of the Triton kernels: large tensors, repeats, layers that train. Needs one, and triton."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from mmm_core import causal_conv1d, explain, selective_scan
 from mmm_core.layers import BiMamba, Mamba
-from mmm_core.testing import ConvCase, ScanCase, rms_error_ratio
+from mmm_core.testing import ConvCase, ScanCase, both_passes, rms_error_ratio
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
 PARAMETERS = ("A", "D", "delta_bias", "weight", "bias")
@@ -21,15 +23,6 @@ def inputs_of(case, dtype):
     return {name: x.to(kinds[name]).requires_grad_() for name, x in inputs.items()}
 
 
-def both_passes(operation, case, inputs, backend):
-    """Both outputs and every gradient, by name."""
-    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
-    outputs = operation(**leaves, **case.options(), return_final_state=True, backend=backend)
-    cotangents = [torch.linspace(-1, 1, y.numel(), device="cuda").view_as(y).bfloat16().to(y.dtype) for y in outputs]
-    grads = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
-    return dict(zip(("output", "final state", *leaves), (*outputs, *grads), strict=True))
-
-
 def test_triton_is_what_runs_here():
     assert explain(torch.empty(0, device="cuda")).chosen == "triton"
 
@@ -41,8 +34,9 @@ def test_large_calls_agree_with_float64(operation, size, dtype):
     b, l, e, n = size
     case = ScanCase(b=b, l=l, e=e, n=n) if operation is selective_scan else ConvCase(b=b, l=l, e=e)
     inputs = inputs_of(case, dtype)
-    actual = both_passes(operation, case, inputs, "triton")
-    exact = both_passes(operation, case, {name: x.double() for name, x in inputs.items()}, "chunked")
+    actual = both_passes(case, partial(operation, backend="triton"), inputs)
+    wide = {name: x.double() for name, x in inputs.items()}
+    exact = both_passes(case, partial(operation, backend="chunked"), wide)
     for name, x in actual.items():
         assert rms_error_ratio(x, exact[name]) <= TOLERANCE[x.dtype], name
 
@@ -78,9 +72,9 @@ def upto(inputs, span):
 def test_a_thousand_repeats_are_the_same_to_the_bit(operation):
     case = ScanCase(b=2, l=333, e=130, n=16) if operation is selective_scan else ConvCase(b=2, l=333, e=130)
     inputs = inputs_of(case, torch.bfloat16)
-    first = both_passes(operation, case, inputs, "triton")
+    first = both_passes(case, partial(operation, backend="triton"), inputs)
     for _ in range(999):
-        again = both_passes(operation, case, inputs, "triton")
+        again = both_passes(case, partial(operation, backend="triton"), inputs)
         assert all(torch.equal(first[name], x) for name, x in again.items())
 
 

@@ -20,6 +20,7 @@ from mmm_core.testing import (
     ConvCase,
     ScanCase,
     assert_correct,
+    both_passes,
     rms_error_ratio,
     ulps_apart,
 )
@@ -56,16 +57,6 @@ def on_device(operation):
 
 def plain(case, dtype=torch.float32):
     return {name: x.detach() for name, x in case.inputs(dtype).items()}
-
-
-def both_passes(operation, case, inputs):
-    """Both outputs and every gradient, by name."""
-    leaves = here({name: x.clone().requires_grad_() for name, x in inputs.items()})
-    leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}
-    outputs = call(operation, case, leaves)
-    cotangents = [torch.linspace(-1, 1, y.numel(), device=y.device).view_as(y).bfloat16().to(y.dtype) for y in outputs]
-    grads = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
-    return dict(zip(("output", "final state", *leaves), (*outputs, *grads), strict=True))
 
 
 @pytest.mark.parametrize("case", SCAN_SHORT.values(), ids=SCAN_SHORT.keys())
@@ -116,7 +107,7 @@ def test_each_tile_of_the_convolution_is_right_alone(elements, channels, case, m
 def test_half_precision_is_the_rounded_float32_result(operation, case, dtype):
     inputs = plain(case, dtype)
     half, wide = (
-        both_passes(operation, case, {name: x.to(kind) for name, x in inputs.items()})
+        both_passes(case, on_device(operation), {name: x.to(kind) for name, x in inputs.items()})
         for kind in (dtype, torch.float32)
     )
     for name in half:
@@ -170,7 +161,9 @@ def test_steps_give_the_convolution(k, channels_inside, monkeypatch):
 def test_tensors_with_the_length_inside_give_the_same(operation, case):
     inputs = plain(case)
     turned = {name: x.transpose(1, -1).contiguous().transpose(1, -1) for name, x in inputs.items() if x.ndim > 2}
-    for results in zip(*(both_passes(operation, case, x).values() for x in (inputs, inputs | turned)), strict=True):
+    for results in zip(
+        *(both_passes(case, on_device(operation), x).values() for x in (inputs, inputs | turned)), strict=True
+    ):
         assert rms_error_ratio(*results) <= OUTPUT_TOLERANCE[torch.float32]  # their sums run in another order
 
 
@@ -180,7 +173,7 @@ def test_a_nan_stays_in_its_row(operation, case):
     dirty = {name: x.clone() for name, x in clean.items()}
     for name in {*ALONG_L, "initial_state"} & dirty.keys():
         dirty[name][1] = float("nan")
-    seen = [both_passes(operation, case, inputs) for inputs in (clean, dirty)]
+    seen = [both_passes(case, on_device(operation), inputs) for inputs in (clean, dirty)]
     for name in {*ALONG_L, "initial_state", "output", "final state"} & seen[0].keys():
         assert torch.equal(seen[0][name][0], seen[1][name][0]), name
         assert seen[1][name][1].isnan().any(), name
@@ -194,7 +187,7 @@ def test_a_nan_stays_in_its_sequence(operation, case):
     for name in set(ALONG_L) & dirty.keys():
         dirty[name][:, 4:9] = float("nan")
     dirty["initial_state"][1] = float("nan")
-    seen = [both_passes(operation, case, inputs) for inputs in (clean, dirty)]
+    seen = [both_passes(case, on_device(operation), inputs) for inputs in (clean, dirty)]
     for name in {*ALONG_L, "output"} & seen[0].keys():
         for others in (slice(0, 4), slice(9, None)):
             assert torch.equal(seen[0][name][:, others], seen[1][name][:, others]), name
@@ -203,7 +196,7 @@ def test_a_nan_stays_in_its_sequence(operation, case):
 @both
 def test_a_call_repeats_to_the_bit(operation, case):
     inputs = plain(case)
-    for results in zip(*(both_passes(operation, case, inputs).values() for _ in range(2)), strict=True):
+    for results in zip(*(both_passes(case, on_device(operation), inputs).values() for _ in range(2)), strict=True):
         assert torch.equal(*results)
 
 
@@ -216,7 +209,7 @@ def test_the_forced_backend_is_the_one_that_runs(monkeypatch):
             monkeypatch.setattr(module, way, lambda *a, run=function, name=name: ran.append(name) or run(*a))
     monkeypatch.setenv("MMM_CORE_BACKEND", "triton")
     for operation, case in ((selective_scan, ScanCase(l=2)), (causal_conv1d, ConvCase(l=2))):
-        both_passes(operation, case, plain(case))
+        both_passes(case, on_device(operation), plain(case))
     x, weight, state = here(
         {"x": torch.zeros(1, 2), "weight": torch.zeros(2, 4), "state": torch.zeros(1, 2, 3)}
     ).values()

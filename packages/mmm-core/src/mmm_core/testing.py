@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -213,6 +213,27 @@ def assert_correct(case: Case, operation: Callable[..., tuple[Tensor, Tensor]], 
         tolerance = (GRADIENT_TOLERANCE if "gradient" in key else OUTPUT_TOLERANCE)[dtype]
         ratio = rms_error_ratio(results["actual"][key], expected)
         assert ratio <= tolerance, f"{key}: RMS error ratio {ratio:.2e} to the oracle, at most {tolerance:.0e}; {case}"
+
+
+def both_passes(
+    case: Case, operation: Callable[..., tuple[Tensor, Tensor]], inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Both outputs of a call and every gradient through both, by name: to compare backends, dtypes or layouts.
+
+    Args:
+        case: The call.
+        operation: As of `assert_correct`.
+        inputs: What to call it with in place of the case's own tensors.
+    Returns:
+        "output" and "final state", and each gradient under its input's name. They are those of cotangents in whole
+        sixteenths, which every dtype has.
+    """
+    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+    outputs = operation(**leaves, **case.options(), return_final_state=True)
+    weights = torch.Generator().manual_seed(1)
+    cotangents = [torch.randint(-16, 17, y.shape, generator=weights).to(y) / 16 for y in outputs]
+    grads = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
+    return dict(zip(("output", "final state", *leaves), (*outputs, *grads), strict=True))
 
 
 def _gradients(outputs: Sequence[Tensor], inputs: list[Tensor], cotangents: list[Tensor]) -> Sequence[Tensor]:
