@@ -175,6 +175,38 @@ def _over_channels(x, y, WARPS: tl.constexpr):
 
 
 @triton.jit
+def _place_of_program(channels, groups, parts, BLOCK: tl.constexpr):
+    """The sequence of this program, the part of it, the group, and the block of the group's channels."""
+    blocks = tl.cdiv(channels, BLOCK) * groups
+    part = tl.program_id(0) // blocks % parts
+    s = tl.program_id(0) // blocks // parts
+    group = tl.program_id(0) % blocks // tl.cdiv(channels, BLOCK)
+    block = tl.program_id(0) % tl.cdiv(channels, BLOCK)
+    return s, part, group, block
+
+
+@triton.jit
+def _channels_of_block(group, block, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The channels of a block and which there are: flat, and in the form of the scan, (ROWS, CHANNELS, 1, 1)."""
+    inside = block * (ROWS * CHANNELS) + tl.arange(0, ROWS * CHANNELS)
+    inside_s = tl.arange(0, ROWS)[:, None] + tl.arange(0, CHANNELS)[None, :] * ROWS
+    inside_s = (block * (ROWS * CHANNELS) + inside_s)[:, :, None, None]
+    channel = (group * channels + inside).to(tl.int64)
+    channel_s = (group * channels + inside_s).to(tl.int64)
+    return channel, inside < channels, channel_s, inside_s < channels
+
+
+@triton.jit
+def _states_of_threads(channel_s, held_s, n, LANES: tl.constexpr, STATES: tl.constexpr):
+    """The states of each channel over its `LANES` threads: their numbers, as tiles and as (STATES // LANES, ROWS,
+    CHANNELS, LANES), and in that form their channels and which there are."""
+    numbers_4 = (tl.arange(0, STATES // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :])[:, None, None, :]
+    channel_4 = tl.reshape(channel_s, (1, channel_s.shape[0], channel_s.shape[1], 1))
+    there = tl.reshape(held_s, channel_4.shape) & (numbers_4 < n)
+    return numbers_4[:, :, :, :, None], numbers_4, channel_4, there
+
+
+@triton.jit
 def scan_forward(
     u,
     u_b,
@@ -221,21 +253,11 @@ def scan_forward(
     TIME: tl.constexpr = STEPS * LANES
     BLOCK: tl.constexpr = ROWS * CHANNELS
     dtype = state.dtype.element_ty
-    blocks = tl.cdiv(channels, BLOCK) * groups
-    part = tl.program_id(0) // blocks % parts
-    s = tl.program_id(0) // blocks // parts
-    group = tl.program_id(0) % blocks // tl.cdiv(channels, BLOCK)
-    block = tl.program_id(0) % tl.cdiv(channels, BLOCK)
+    s, part, group, block = _place_of_program(channels, groups, parts, BLOCK)
     row, start, stop, slot = _span(s, bounds, length, TIME)
     e = channels * groups
 
-    # Channels of the block, flat and in the form of the scan.
-    inside = block * BLOCK + tl.arange(0, BLOCK)
-    held = inside < channels
-    channel = (group * channels + inside).to(tl.int64)
-    inside_s = (block * BLOCK + tl.arange(0, ROWS)[:, None] + tl.arange(0, CHANNELS)[None, :] * ROWS)[:, :, None, None]
-    held_s = inside_s < channels
-    channel_s = (group * channels + inside_s).to(tl.int64)
+    channel, held, channel_s, held_s = _channels_of_block(group, block, channels, ROWS, CHANNELS)
     steps, lanes = tl.arange(0, STEPS), tl.arange(0, LANES)
     nothing = tl.full((ROWS, CHANNELS, LANES, 1), -0.0, dtype)
     lane = lanes[None, None, :, None]
@@ -243,10 +265,7 @@ def scan_forward(
     before = tl.broadcast_to(tl.maximum(lane - 1, 0), (ROWS, CHANNELS, LANES, 1))
 
     # The states carried from chunk to chunk: `LANES` threads share those of a channel.
-    numbers = (tl.arange(0, STATES // LANES)[:, None] * LANES + lanes[None, :])[:, None, None, :, None]
-    numbers_4 = (tl.arange(0, STATES // LANES)[:, None] * LANES + lanes[None, :])[:, None, None, :]
-    channel_4 = tl.reshape(channel_s, (1, ROWS, CHANNELS, 1))
-    there = tl.reshape(held_s, (1, ROWS, CHANNELS, 1)) & (numbers_4 < n)
+    numbers, numbers_4, channel_4, there = _states_of_threads(channel_s, held_s, n, LANES, STATES)
     state_4 = ((s.to(tl.int64) * parts + part) * e + channel_4) * n + numbers_4
     carried = tl.load(state + state_4, there, 0)[:, :, :, :, None]
     exponents = tl.load(A + channel_4 * A_e + numbers_4 * A_n, there, 0)[:, :, :, :, None].to(dtype) * LOG2E
@@ -374,20 +393,11 @@ def scan_backward(
     TIME: tl.constexpr = STEPS * LANES
     BLOCK: tl.constexpr = ROWS * CHANNELS
     dtype = grad_state.dtype.element_ty
-    blocks = tl.cdiv(channels, BLOCK) * groups
-    part = tl.program_id(0) // blocks % parts
-    s = tl.program_id(0) // blocks // parts
-    group = tl.program_id(0) % blocks // tl.cdiv(channels, BLOCK)
-    block = tl.program_id(0) % tl.cdiv(channels, BLOCK)
+    s, part, group, block = _place_of_program(channels, groups, parts, BLOCK)
     row, start, stop, slot = _span(s, bounds, length, TIME)
     e = channels * groups
 
-    inside = block * BLOCK + tl.arange(0, BLOCK)
-    held = inside < channels
-    channel = (group * channels + inside).to(tl.int64)
-    inside_s = (block * BLOCK + tl.arange(0, ROWS)[:, None] + tl.arange(0, CHANNELS)[None, :] * ROWS)[:, :, None, None]
-    held_s = inside_s < channels
-    channel_s = (group * channels + inside_s).to(tl.int64)
+    channel, held, channel_s, held_s = _channels_of_block(group, block, channels, ROWS, CHANNELS)
     steps, lanes = tl.arange(0, STEPS), tl.arange(0, LANES)
     nothing = tl.full((ROWS, CHANNELS, LANES, 1), -0.0, dtype)
     lane = lanes[None, None, :, None]
@@ -405,10 +415,7 @@ def scan_backward(
         z += row * z_b + channel * z_e
         grad_z += row * length * e + channel
     # The gradients carried from chunk to chunk: `LANES` threads share those of a channel.
-    numbers = (tl.arange(0, STATES // LANES)[:, None] * LANES + lanes[None, :])[:, None, None, :, None]
-    numbers_4 = (tl.arange(0, STATES // LANES)[:, None] * LANES + lanes[None, :])[:, None, None, :]
-    channel_4 = tl.reshape(channel_s, (1, ROWS, CHANNELS, 1))
-    there = tl.reshape(held_s, (1, ROWS, CHANNELS, 1)) & (numbers_4 < n)
+    numbers, numbers_4, channel_4, there = _states_of_threads(channel_s, held_s, n, LANES, STATES)
     state_4 = ((s.to(tl.int64) * parts + part) * e + channel_4) * n + numbers_4
     carried = tl.load(grad_state + state_4, there, 0)[:, :, :, :, None]
     A_s = tl.load(A + channel_4 * A_e + numbers_4 * A_n, there, 0)[:, :, :, :, None].to(dtype)
