@@ -86,11 +86,16 @@ def test_each_configuration_of_the_scan_is_right_alone(chunk, warps, packed, mon
     assert_correct(case, on_device(scan), torch.float32)
 
 
-def test_the_configurations_of_both_passes_have_the_same_chunks():
-    for configs in (scan_kernels.FORWARD, scan_kernels.BACKWARD):
-        for chunk, config in configs.items():
-            assert config.steps * config.lanes == chunk < 32 * config.warps
-    assert scan_kernels.FORWARD.keys() == scan_kernels.BACKWARD.keys()
+def test_a_chunk_is_what_its_lanes_hold():
+    for chunk, config in scan_kernels.FORWARD.items():
+        assert config.lanes * scan_kernels.STEPS == chunk
+        assert config.block * config.lanes == 32 * config.warps
+        assert chunk // 2 < 32 * config.warps  # so that each thread loads B and C by itself
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_backward_takes_fewer_states_than_its_warps_and_more(n):
+    assert_correct(ScanCase(b=2, l=18, e=3, n=n), on_device(scan), torch.float32)
 
 
 @pytest.mark.parametrize(("elements", "channels"), [(8, 4), (32, 4), (32, 1)])

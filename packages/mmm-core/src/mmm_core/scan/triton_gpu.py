@@ -21,52 +21,33 @@ if TYPE_CHECKING:
 
 
 class Config(NamedTuple):
-    """How a chunk of `steps * lanes` positions lies in a program; `triton_kernels.py` says what the words mean."""
+    """How a chunk of the forward, `STEPS * lanes` positions, lies in a program; `triton_kernels.py` has the words."""
 
-    steps: int
-    rows: int
     lanes: int
     warps: int
-    registers: int  # of a thread, at most
-
-    @property
-    def channels(self) -> int:
-        """Channels side by side in a program, over the threads of a warp and the warps."""
-        return 32 // self.lanes * self.warps
 
     @property
     def block(self) -> int:
-        """Channels of a program."""
-        return self.rows * self.channels
-
-    def constants(self, n: int) -> dict[str, Any]:
-        """The kernel's arguments that set it, where a channel has `n` states."""
-        limits = {} if torch.version.hip else {"maxnreg": self.registers}  # Triton refuses that one for ROCm
-        return {
-            "STEPS": self.steps,
-            "ROWS": self.rows,
-            "CHANNELS": self.channels,
-            "LANES": self.lanes,
-            "STATES": max(self.lanes, 1 << (n - 1).bit_length()),
-            "num_warps": self.warps,
-            "enable_fp_fusion": True,
-        } | limits
+        """Channels of a program, side by side over the threads of a warp and the warps."""
+        return 32 // self.lanes * self.warps
 
 
-# By the positions of a chunk; measured on an H200. A chunk has fewer positions than a program has threads.
-FORWARD = {64: Config(16, 1, 4, 4, 128), 128: Config(16, 1, 8, 8, 128), 256: Config(16, 1, 16, 16, 128)}
-BACKWARD = {64: Config(8, 2, 8, 4, 255), 128: Config(8, 1, 16, 8, 128), 256: Config(8, 1, 32, 16, 128)}
+STEPS: int = kernels.STEPS.value
+# By the positions of a chunk; measured on an H200.
+FORWARD = {STEPS * c.lanes: c for c in (Config(4, 4), Config(8, 8), Config(16, 16), Config(32, 16))}
+FORWARD_REGISTERS = 128  # of a thread, so that 16 warps share a multiprocessor
+BACKWARD_WARPS = 4  # state indices at once
+BACKWARD_BLOCK = 32  # channels of a program: the threads of a warp
 WARPS = 2048  # that fill a GPU: where a call has fewer, its sequences are cut into parts that run at once
 PROJECTION_BLOCK = 16  # state indices that a program of `gather_projections` takes
 JOIN_BLOCK = 256  # states that a program of `join_parts` takes
 
 
 def checkpoint_shape(p: Problem) -> tuple[int, ...]:
-    """The state that enters each chunk of each sequence, (n, e), one behind the other."""
+    """The state before every `STEPS` positions of each sequence, (n, e), one behind the other."""
     b, l, e, _, n = p.sizes
-    chunk = _chunk(p)
-    chunks = (l + chunk - 1) // chunk + (0 if p.cu_seqlens is None else p.cu_seqlens.shape[0])
-    return (b, chunks * e * n)
+    stretches = (l + STEPS - 1) // STEPS + (0 if p.cu_seqlens is None else p.cu_seqlens.shape[0])
+    return (b, stretches * e * n)
 
 
 def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,17 +57,30 @@ def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     checkpoints = state.new_empty(checkpoint_shape(p) if save else (0,))
     if p.u.numel():
         with torch.cuda.device_of(p.u):
-            call = _Call(p, FORWARD)
+            chunk = _chunk(p)
+            config = FORWARD[chunk]
+            call = _Call(p, chunk, config.block, config.warps)
+            n = p.A.shape[1]
+            B, C = (p.u.new_empty((call.slots, p.sizes[3], n, chunk), dtype=p.dtype) for _ in range(2))
+            call.gather(B, C, n, chunk, config.lanes)
+            limits = {} if torch.version.hip else {"maxnreg": FORWARD_REGISTERS}  # Triton refuses that one for ROCm
 
             def scan(states: Tensor, decay: Tensor | None) -> None:
                 kernels.scan_forward[call.grid](
                     **call.inputs,
+                    **_strided("A", p.A, "en"),
+                    B=B,
+                    C=C,
                     state=states,
                     decay=decay,
                     out=out,
                     checkpoints=checkpoints if save and decay is None else None,
+                    CHANNELS=config.block,
+                    LANES=config.lanes,
+                    STATES=max(config.lanes, 1 << (n - 1).bit_length()),
                     SUMMARY=decay is not None,
                     **call.sizes,
+                    **limits,
                 )
 
             call.over_parts(scan, state)
@@ -97,86 +91,87 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
     """The gradients of every input; those of A, D and the bias are summed over sequences and parts in their order."""
     _, l, e, groups, n = p.sizes
     grads = Gradients(*(p.room(x) for x in p.floating))
-    grad_state = p.u.new_zeros(p.state_shape, dtype=p.dtype)
+    grad_state = p.u.new_zeros((p.state_shape[0], n, e), dtype=p.dtype)
     if grad_final_state is not None:
-        grad_state.copy_(grad_final_state)
-    if not p.u.numel():
-        zero = Gradients(*(grad.zero_() for grad in grads))
-        return zero if p.initial_state is None else zero._replace(initial_state=grad_state)
-    with torch.cuda.device_of(p.u):
-        call = _Call(p, BACKWARD)
-        slots, blocks, chunk = call.slots, call.blocks, call.chunk
-        programs = (p.state_shape[0] * call.parts, e)
-        grad_A = p.u.new_empty((*programs, n), dtype=p.dtype)
-        grad_D, grad_bias = (p.u.new_empty(programs, dtype=p.dtype) for _ in range(2))
-        grad_BC = p.u.new_empty((blocks, slots, groups, n, 2, chunk), dtype=p.dtype)
+        grad_state.copy_(grad_final_state.transpose(1, 2))
+    if p.u.numel():
+        with torch.cuda.device_of(p.u):
+            warps = min(BACKWARD_WARPS, 1 << (n - 1).bit_length())
+            call = _Call(p, STEPS, BACKWARD_BLOCK, warps)
+            states = -(-n // warps) * warps
+            BC = p.u.new_empty((call.slots, groups, states, 2, STEPS), dtype=p.dtype)
+            call.gather(BC, BC[:, :, :, 1], states, 2 * STEPS, lanes=1)
+            A = p.A.t().to(p.dtype, memory_format=torch.contiguous_format, copy=True)
+            programs = p.state_shape[0] * call.parts
+            grad_A = p.u.new_zeros((programs, n, e), dtype=p.dtype)
+            grad_D, grad_bias = (p.u.new_empty((programs, e), dtype=p.dtype) for _ in range(2))
+            grad_BC = p.u.new_empty((call.blocks, call.slots, groups, n, 2 * STEPS), dtype=p.dtype)
 
-        def scan(states: Tensor, decay: Tensor | None) -> None:
-            kernels.scan_backward[call.grid](
-                **call.inputs,
-                checkpoints=checkpoints,
-                **_strided("grad_out", grad_out, "ble"),
-                grad_state=states,
-                decay=decay,
-                grad_u=grads.u,
-                grad_delta=grads.delta,
-                grad_z=None if p.z is None else grads.z,
-                grad_A=grad_A,
-                grad_BC=grad_BC,
-                grad_D=grad_D,
-                grad_bias=grad_bias,
-                slots=slots,
-                WARPS=call.config.warps,
-                SUMMARY=decay is not None,
-                **call.sizes,
+            def scan(states: Tensor, decay: Tensor | None) -> None:
+                kernels.scan_backward[call.grid](
+                    **call.inputs,
+                    A=A,
+                    BC=BC,
+                    checkpoints=checkpoints,
+                    **_strided("grad_out", grad_out, "ble"),
+                    grad_state=states,
+                    decay=decay,
+                    grad_u=grads.u,
+                    grad_delta=grads.delta,
+                    grad_z=None if p.z is None else grads.z,
+                    grad_A=grad_A,
+                    grad_BC=grad_BC,
+                    grad_D=grad_D,
+                    grad_bias=grad_bias,
+                    slots=call.slots,
+                    WARPS=warps,
+                    SUMMARY=decay is not None,
+                    **call.sizes,
+                )
+
+            call.over_parts(scan, grad_state, backward=True)
+            kernels.scatter_projections[(call.slots * groups * -(-n // PROJECTION_BLOCK),)](
+                grad_BC,
+                grads.B,
+                grads.C,
+                call.bounds,
+                p.state_shape[0],
+                call.slots,
+                l,
+                call.blocks,
+                groups,
+                n,
+                REVERSE=p.reverse,
+                BLOCK=PROJECTION_BLOCK,
+                enable_fp_fusion=True,
             )
-
-        call.over_parts(scan, grad_state, backward=True)
-        kernels.scatter_projections[call.projection_grid](
-            grad_BC,
-            grads.B,
-            grads.C,
-            call.bounds,
-            p.state_shape[0],
-            slots,
-            l,
-            blocks,
-            groups,
-            n,
-            REVERSE=p.reverse,
-            TIME=chunk,
-            BLOCK=PROJECTION_BLOCK,
-            enable_fp_fusion=True,
+        grads = grads._replace(
+            A=grad_A.sum(0).t().contiguous(),
+            D=grads.D if p.D is None else grad_D.sum(0),
+            delta_bias=grads.delta_bias if p.delta_bias is None else grad_bias.sum(0),
         )
-    return grads._replace(
-        A=grad_A.sum(0),
-        D=grads.D if p.D is None else grad_D.sum(0),
-        delta_bias=grads.delta_bias if p.delta_bias is None else grad_bias.sum(0),
-        initial_state=grads.initial_state if p.initial_state is None else grad_state,
-    )
+    else:
+        grads = Gradients(*(grad.zero_() for grad in grads))
+    return grads if p.initial_state is None else grads._replace(initial_state=grad_state.transpose(1, 2).contiguous())
 
 
 class _Call:
     """What the forward and the backward have in common: the grid, and most of the kernels' arguments."""
 
-    def __init__(self, p: Problem, configs: dict[int, Config]) -> None:
+    def __init__(self, p: Problem, chunk: int, block: int, warps: int) -> None:
         b, l, e, groups, n = p.sizes
         sequences = p.state_shape[0]
+        self._problem, self._chunk = p, chunk
         self.bounds = whole_bounds("selective_scan", l, p.cu_seqlens, p.u.device)
-        self.chunk = _chunk(p)
-        self.config = configs[self.chunk]
-        chunks = -(-l // self.chunk)
+        chunks = -(-l // chunk)
         self.slots = b * chunks if self.bounds is None else chunks + sequences + 1  # room for chunks
-        self.blocks = -(-(e // groups) // self.config.block)  # programs that share the channels of a group
-        self.projection_grid = (self.slots * groups * -(-n // PROJECTION_BLOCK),)
+        self.blocks = -(-(e // groups) // block)  # programs that share the channels of a group
         programs = sequences * groups * self.blocks
-        warps = programs * self.config.warps
-        part_chunks = -(-chunks // (1 if warps >= WARPS else min(chunks, 2 * WARPS // warps)))
+        part_chunks = -(-chunks // (1 if programs * warps >= WARPS else min(chunks, 2 * WARPS // (programs * warps))))
         self.parts = -(-chunks // part_chunks)
         self.grid = (programs * self.parts,)
         self.inputs = _strided("u", p.u, "ble") | _strided("delta", p.delta, "ble") | _strided("z", p.z, "ble")
-        self.inputs |= _strided("A", p.A, "en") | _strided("D", p.D, "e") | _strided("bias", p.delta_bias, "e")
-        self.inputs |= self._projections(p)
+        self.inputs |= _strided("D", p.D, "e") | _strided("bias", p.delta_bias, "e")
         self.sizes = {
             "bounds": self.bounds,
             "length": l,
@@ -187,13 +182,15 @@ class _Call:
             "part_chunks": part_chunks,
             "REVERSE": p.reverse,
             "SOFTPLUS": p.delta_softplus,
-        } | self.config.constants(n)
+            "num_warps": warps,
+            "enable_fp_fusion": True,
+        }
 
-    def _projections(self, p: Problem) -> dict[str, Tensor]:
-        """B and C as the kernels read them, (slots, g, n, chunk) in the dtype of the arithmetic."""
+    def gather(self, B: Tensor, C: Tensor, states: int, spacing: int, lanes: int) -> None:
+        """Fill B and C as the kernels read them, (slots, g, states, chunk) with their states `spacing` apart."""
+        p = self._problem
         _, l, _, groups, n = p.sizes
-        B, C = (p.u.new_empty((self.slots, groups, n, self.chunk), dtype=p.dtype) for _ in range(2))
-        kernels.gather_projections[self.projection_grid](
+        kernels.gather_projections[(self.slots * groups * -(-states // PROJECTION_BLOCK),)](
             **_strided("B", p.B, "blgn"),
             **_strided("C", p.C, "blgn"),
             B_out=B,
@@ -203,13 +200,13 @@ class _Call:
             length=l,
             groups=groups,
             n=n,
+            states=states,
+            spacing=spacing,
             REVERSE=p.reverse,
-            STEPS=self.config.steps,
-            LANES=self.config.lanes,
+            LANES=lanes,
             BLOCK=PROJECTION_BLOCK,
             enable_fp_fusion=True,
         )
-        return {"B": B, "C": C}
 
     def over_parts(self, scan: Callable[[Tensor, Tensor | None], None], state: Tensor, backward: bool = False) -> None:
         """Run `scan` on all parts of the sequences at once; `state` goes from that before to that behind them all.
@@ -217,17 +214,16 @@ class _Call:
         Args:
             scan: Takes the states that enter the parts, and replaces them by those that leave; with a second tensor,
                 it does no more than that, and writes there what each part multiplies a state by.
-            state: `(k, e, n)`.
+            state: A state for each of `k` sequences, in any order of its axes.
             backward: The state enters at the last part.
         """
         if self.parts == 1:
             return scan(state, None)
-        k, e, n = state.shape
-        through, decay = state.new_zeros((k, self.parts, e, n)), state.new_empty((k, self.parts, e, n))
+        k, size = state.shape[0], state[0].numel()
+        through, decay = (state.new_zeros((k, self.parts, *state.shape[1:])) for _ in range(2))
         scan(through, decay)
-        grid = (k * -(-e * n // JOIN_BLOCK),)
-        kernels.join_parts[grid](
-            state, through, decay, e * n, self.parts, BACKWARD=backward, BLOCK=JOIN_BLOCK, enable_fp_fusion=True
+        kernels.join_parts[(k * -(-size // JOIN_BLOCK),)](
+            state, through, decay, size, self.parts, BACKWARD=backward, BLOCK=JOIN_BLOCK, enable_fp_fusion=True
         )
         return scan(through, None)
 
@@ -279,11 +275,11 @@ def update(
 
 
 def _chunk(p: Problem) -> int:
-    """Positions of a chunk: as few as fill a GPU by the lanes that share them, if any do; not many more than `l`."""
+    """Positions of a chunk of the forward: as few as fill a GPU by the lanes that share them, if any do; about `l`."""
     l, channels = p.u.shape[1], p.state_shape[0] * p.u.shape[2]
     for chunk, config in FORWARD.items():
         if channels // config.block * config.warps >= WARPS:
-            return min(chunk, 64 if l <= 64 else 128 if l <= 128 else 256)
+            return min(chunk, max(min(FORWARD), 1 << (l - 1).bit_length()))
     return min(FORWARD)
 
 

@@ -1,35 +1,36 @@
 """The Triton kernels of the selective scan. Only `triton_gpu.py` imports this file, when a call runs on a GPU.
 
-A program walks over a part of a sequence and a block of its channels, in chunks of `TIME` positions. In a chunk, a
-thread holds `STEPS` consecutive positions of `ROWS` channels in registers, and `LANES` threads share the positions:
+A program walks over a part of a sequence and a block of its channels. A thread holds `STEPS` consecutive positions in
+registers, in a tile whose form is
 
-    time t = lane * STEPS + step,   channel = c * ROWS + row,   a tile is (STEPS, ROWS, CHANNELS, LANES, 1).
+    forward    (STEPS, CHANNELS, LANES, 1)    one state index at a time; `LANES` threads share a chunk's positions
+    backward   (STEPS, WARPS, CHANNELS, 1)    a state index in each warp; a chunk has no more than `STEPS` positions
 
-Triton gives the trailing axes to the threads of a warp, then to the warps, and keeps the leading ones in registers. The
-last axis is new wherever a tile enters this form: over a new axis, the layout of a load does not spread.
+for Triton gives the trailing axes to the threads of a warp, then to the warps, and keeps the leading ones in registers.
+The last axis is new wherever a tile enters this form: over a new axis, the layout of a load does not spread.
 
 Positions count in the direction of the scan. A padded position has a step size of zero: the state passes through it.
-README.md has the maths, and says how lanes and chunks hand over the state.
+README.md has the maths, and says how threads and chunks hand over the state.
 """
 
 import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+STEPS = tl.constexpr(16)  # between the states that the forward keeps
 
 
 @triton.jit
-def _over_lanes(decay, h, lane, BACKWARD: tl.constexpr):
-    """The recurrence over the lanes of (ROWS, CHANNELS, LANES, 1): the state that leaves each; log2(LANES) rounds."""
-    LANES: tl.constexpr = h.shape[2]
+def _over_lanes(decay, h, lane):
+    """The recurrence over the lanes of (CHANNELS, LANES, 1): the state that leaves each; log2(LANES) rounds."""
+    LANES: tl.constexpr = h.shape[1]
     for i in tl.static_range(5):
         if 1 << i < LANES:
-            other = lane + (1 << i) if BACKWARD else lane - (1 << i)
-            inside = (other >= 0) & (other < LANES)
-            source = tl.broadcast_to(tl.where(inside, other, lane), h.shape)
-            h = tl.where(inside, decay * tl.gather(h, source, 2) + h, h)
+            inside = lane >= 1 << i
+            source = tl.broadcast_to(tl.where(inside, lane - (1 << i), lane), h.shape)
+            h = tl.where(inside, decay * tl.gather(h, source, 1) + h, h)
             if 2 << i < LANES:
-                decay = tl.where(inside, decay * tl.gather(decay, source, 2), decay)
+                decay = tl.where(inside, decay * tl.gather(decay, source, 1), decay)
     return h
 
 
@@ -43,13 +44,13 @@ def _pick(x, which):
 @triton.jit
 def _step(x, steps, i):
     """Step `i` of a tile; the compiler leaves no sum, for the steps are registers."""
-    return _pick(x, (steps == i)[:, None, None, None, None])
+    return _pick(x, (steps == i)[:, None, None, None])
 
 
 @triton.jit
 def _put(x, steps, i, values):
     """The tile with `values` as its step `i`."""
-    return tl.where((steps == i)[:, None, None, None, None], values[None], x)
+    return tl.where((steps == i)[:, None, None, None], values[None], x)
 
 
 @triton.jit
@@ -97,7 +98,12 @@ def _log1p(x):
 
 @triton.jit
 def _softplus(x):
-    return tl.where(x > 20, x, tl.maximum(x, 0) + _log1p(tl.exp(-tl.abs(x))))
+    return tl.where(x > 20, x, tl.maximum(x, 0) + _log1p(tl.exp2(-tl.abs(x) * LOG2E)))
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp2(-x * LOG2E))
 
 
 @triton.jit
@@ -118,21 +124,77 @@ def _span(s, bounds, length, TIME: tl.constexpr):
 
 
 @triton.jit
-def _to_scan(x, STEPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, LANES: tl.constexpr):
-    """A tile (TIME, channels) in the form of the scan."""
-    x = tl.permute(tl.reshape(x, (LANES, STEPS, CHANNELS, ROWS)), (1, 3, 2, 0))
-    return x[:, :, :, :, None]
+def _to_lanes(x, LANES: tl.constexpr):
+    """A tile (TIME, CHANNELS) in the form of the forward."""
+    x = tl.permute(tl.reshape(x, (LANES, STEPS, x.shape[1])), (1, 2, 0))
+    return x[:, :, :, None]
 
 
 @triton.jit
-def _from_scan(x):
-    """The inverse of `_to_scan`."""
-    STEPS: tl.constexpr = x.shape[0]
-    ROWS: tl.constexpr = x.shape[1]
-    CHANNELS: tl.constexpr = x.shape[2]
-    LANES: tl.constexpr = x.shape[3]
-    x = tl.permute(tl.reshape(x, (STEPS, ROWS, CHANNELS, LANES)), (3, 0, 2, 1))
-    return tl.reshape(x, (LANES * STEPS, ROWS * CHANNELS))
+def _from_lanes(x):
+    """The inverse of `_to_lanes`."""
+    CHANNELS: tl.constexpr = x.shape[1]
+    LANES: tl.constexpr = x.shape[2]
+    return tl.reshape(tl.permute(tl.reshape(x, (STEPS, CHANNELS, LANES)), (2, 0, 1)), (LANES * STEPS, CHANNELS))
+
+
+@triton.jit
+def _to_warps(x, y):
+    """Two tiles (STEPS, CHANNELS) in the form of the backward, each warp with all of them. They go there as one, lest
+    the compiler computes anew in each warp what they come from."""
+    x, y = tl.split(tl.join(x, y))
+    return x[:, None, :, None], y[:, None, :, None]
+
+
+@triton.jit
+def _sum_of_warps(x):
+    """The sum over the warps, (STEPS, CHANNELS)."""
+    x = tl.permute(tl.reshape(x, (x.shape[0], x.shape[1], x.shape[2])), (1, 0, 2))
+    x = tl.sum(x[:, :, :, None], 0)
+    return tl.reshape(x, (x.shape[0], x.shape[1]))
+
+
+@triton.jit
+def _half(x, which):
+    """One half of the steps of a tile."""
+    x = tl.reshape(x, (2, x.shape[0] // 2, x.shape[1], x.shape[2], 1))
+    return _pick(x, (tl.arange(0, 2) == which)[:, None, None, None, None])
+
+
+@triton.jit
+def _exchange(low, high, lane, BIT: tl.constexpr):
+    """Each lane keeps one of two tiles, by a bit of its number, and adds that of the lane which keeps the other."""
+    upper = (lane & BIT) != 0
+    given = tl.where(upper, low, high)
+    return tl.where(upper, high, low) + tl.gather(given, tl.broadcast_to(lane ^ BIT, given.shape), 2)
+
+
+@triton.jit
+def _sums_over_channels(x, y, lane):
+    """The sums over the channels of two tiles, (1, WARPS, 2 * STEPS, 1): in each lane that of one step of one of them.
+
+    A round halves what a lane holds, so that 31 exchanges do, not 5 for each step. Lane `_lane_of_step(t)` has step `t`
+    of `x`; that of `y` stands 16 lanes on.
+    """
+    x = _exchange(x, y, lane, STEPS)
+    for i in tl.static_range(4):
+        x = _exchange(_half(x, 0), _half(x, 1), lane, 1 << i)
+    return x
+
+
+@triton.jit
+def _lane_of_step(t):
+    """The four bits of `t` the other way round."""
+    return (t & 1) << 3 | (t & 2) << 1 | (t & 4) >> 1 | (t & 8) >> 3
+
+
+@triton.jit
+def _from_thread(x, first, steps):
+    """A tile of the backward whose step `i` is what the thread `first + i` of each warp holds of x, (WARPS, 32)."""
+    tile = tl.zeros((STEPS, x.shape[0], x.shape[1], 1), x.dtype)
+    for i in tl.static_range(STEPS):
+        tile = _put(tile, steps, i, tl.gather(x, tl.full(x.shape, 0, tl.int32) + (first + i), 1)[:, :, None])
+    return tile
 
 
 @triton.jit
@@ -150,28 +212,23 @@ def _place(step, lane, LANES: tl.constexpr):
 
 @triton.jit
 def _over_time(pointer, steps, lanes):
-    """B or C of one state index over a chunk, (STEPS, 1, 1, LANES, 1)."""
-    return tl.load(pointer + _place(steps[:, None], lanes[None, :], lanes.shape[0]))[:, None, None, :, None]
+    """B or C of one state index over a chunk, a tile of the forward for one channel.
+
+    Every thread loads what it needs by itself, as Triton does where a load has fewer elements than there are threads.
+    """
+    HALF: tl.constexpr = STEPS // 2
+    low = tl.load(pointer + _place(tl.arange(0, HALF)[:, None], lanes[None, :], lanes.shape[0]))
+    high = tl.load(pointer + _place(HALF + tl.arange(0, HALF)[:, None], lanes[None, :], lanes.shape[0]))
+    both = tl.where(tl.arange(0, 2)[:, None, None] == 0, low[None], high[None])
+    return tl.reshape(both, (STEPS, lanes.shape[0]))[:, None, :, None]
 
 
 @triton.jit
 def _state(tile, j, numbers):
-    """State `j` of each channel, (ROWS, CHANNELS, 1, 1), from the lane that holds it."""
-    LANES: tl.constexpr = tile.shape[3]
+    """State `j` of each channel, (CHANNELS, 1, 1), from the lane that holds it."""
+    LANES: tl.constexpr = tile.shape[2]
     held = _pick(tile, (numbers ^ j) < LANES)  # the same multiple of LANES
-    return tl.gather(held, (tl.full((tile.shape[1], tile.shape[2], 1, 1), 0, tl.int32) + j) % LANES, 2)
-
-
-@triton.jit
-def _over_channels(x, y, WARPS: tl.constexpr):
-    """The sums of two tiles over the channels, (2 * TIME,): in each warp, then through shared memory over the warps."""
-    STEPS: tl.constexpr = x.shape[0]
-    LANES: tl.constexpr = x.shape[3]
-    in_warp: tl.constexpr = (STEPS, WARPS, x.shape[2] // WARPS, LANES)
-    x, y = tl.reshape(tl.sum(x, 1), in_warp), tl.reshape(tl.sum(y, 1), in_warp)
-    both = tl.where(tl.arange(0, 2)[:, None, None, None, None] == 0, x[None], y[None])
-    both = tl.permute(tl.sum(both, 3), (2, 0, 3, 1))  # (WARPS, 2, LANES, STEPS)
-    return tl.sum(tl.reshape(both, (WARPS, 2 * LANES * STEPS))[:, :, None], 0).reshape(2 * LANES * STEPS)
+    return tl.gather(held, (tl.full((tile.shape[1], 1, 1), 0, tl.int32) + j) % LANES, 1)
 
 
 @triton.jit
@@ -186,24 +243,25 @@ def _place_of_program(channels, groups, parts, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _channels_of_block(group, block, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The channels of a block and which there are: flat, and in the form of the scan, (ROWS, CHANNELS, 1, 1)."""
-    inside = block * (ROWS * CHANNELS) + tl.arange(0, ROWS * CHANNELS)
-    inside_s = tl.arange(0, ROWS)[:, None] + tl.arange(0, CHANNELS)[None, :] * ROWS
-    inside_s = (block * (ROWS * CHANNELS) + inside_s)[:, :, None, None]
-    channel = (group * channels + inside).to(tl.int64)
-    channel_s = (group * channels + inside_s).to(tl.int64)
-    return channel, inside < channels, channel_s, inside_s < channels
+def _channels_of_block(group, block, channels, CHANNELS: tl.constexpr):
+    """The channels of a block, and which there are."""
+    inside = block * CHANNELS + tl.arange(0, CHANNELS)
+    return (group * channels + inside).to(tl.int64), inside < channels
 
 
 @triton.jit
-def _states_of_threads(channel_s, held_s, n, LANES: tl.constexpr, STATES: tl.constexpr):
-    """The states of each channel over its `LANES` threads: their numbers, as tiles and as (STATES // LANES, ROWS,
-    CHANNELS, LANES), and in that form their channels and which there are."""
-    numbers_4 = (tl.arange(0, STATES // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :])[:, None, None, :]
-    channel_4 = tl.reshape(channel_s, (1, channel_s.shape[0], channel_s.shape[1], 1))
-    there = tl.reshape(held_s, channel_4.shape) & (numbers_4 < n)
-    return numbers_4[:, :, :, :, None], numbers_4, channel_4, there
+def _tile(pointer, place, stride, valid):
+    """(positions, channels) of a tensor; `pointer` holds the channels."""
+    return tl.load(pointer[None, :] + place * stride, valid, 0)
+
+
+@triton.jit
+def _first_stretch(s, row, bounds, start, length):
+    """Where the states that the forward keeps of sequence `s` begin."""
+    stretch = row * tl.cdiv(length, STEPS)
+    if bounds is not None:
+        stretch = start // STEPS + s
+    return stretch
 
 
 @triton.jit
@@ -232,7 +290,7 @@ def scan_forward(
     state,  # (sequences, parts, e, n): the state that enters each part; then that which leaves it
     decay,  # the same, for a summary: what a part multiplies the state by
     out,  # (b, l, e)
-    checkpoints,  # (slots, n, e) or None
+    checkpoints,  # (stretches of STEPS, n, e) or None
     bounds,
     length,
     channels,  # of a group
@@ -242,8 +300,6 @@ def scan_forward(
     part_chunks,  # of a part
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    STEPS: tl.constexpr,
-    ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     LANES: tl.constexpr,
     STATES: tl.constexpr,  # n, at least LANES and a power of two
@@ -251,24 +307,25 @@ def scan_forward(
 ):
     """A block of channels over a part of a sequence, from its first chunk to its last."""
     TIME: tl.constexpr = STEPS * LANES
-    BLOCK: tl.constexpr = ROWS * CHANNELS
     dtype = state.dtype.element_ty
-    s, part, group, block = _place_of_program(channels, groups, parts, BLOCK)
+    s, part, group, block = _place_of_program(channels, groups, parts, CHANNELS)
     row, start, stop, slot = _span(s, bounds, length, TIME)
     e = channels * groups
 
-    channel, held, channel_s, held_s = _channels_of_block(group, block, channels, ROWS, CHANNELS)
+    channel, held = _channels_of_block(group, block, channels, CHANNELS)
     steps, lanes = tl.arange(0, STEPS), tl.arange(0, LANES)
-    nothing = tl.full((ROWS, CHANNELS, LANES, 1), -0.0, dtype)
-    lane = lanes[None, None, :, None]
-    last_lane = tl.full((ROWS, CHANNELS, 1, 1), LANES - 1, tl.int32)
-    before = tl.broadcast_to(tl.maximum(lane - 1, 0), (ROWS, CHANNELS, LANES, 1))
+    nothing = tl.full((CHANNELS, LANES, 1), -0.0, dtype)
+    lane = lanes[None, :, None]
+    last_lane = tl.full((CHANNELS, 1, 1), LANES - 1, tl.int32)
+    before = tl.broadcast_to(tl.maximum(lane - 1, 0), (CHANNELS, LANES, 1))
 
     # The states carried from chunk to chunk: `LANES` threads share those of a channel.
-    numbers, numbers_4, channel_4, there = _states_of_threads(channel_s, held_s, n, LANES, STATES)
-    state_4 = ((s.to(tl.int64) * parts + part) * e + channel_4) * n + numbers_4
-    carried = tl.load(state + state_4, there, 0)[:, :, :, :, None]
-    exponents = tl.load(A + channel_4 * A_e + numbers_4 * A_n, there, 0)[:, :, :, :, None].to(dtype) * LOG2E
+    numbers_3 = (tl.arange(0, STATES // LANES)[:, None] * LANES + lanes[None, :])[:, None, :]
+    numbers = numbers_3[:, :, :, None]
+    there = held[None, :, None] & (numbers_3 < n)
+    state_3 = ((s.to(tl.int64) * parts + part) * e + channel[None, :, None]) * n + numbers_3
+    carried = tl.load(state + state_3, there, 0)[:, :, :, None]
+    exponents = tl.load(A + channel[None, :, None] * A_e + numbers_3 * A_n, there, 0)[:, :, :, None].to(dtype) * LOG2E
 
     bias_v = None if bias is None else tl.load(bias + channel * bias_e, held, 0).to(dtype)
     u += row * u_b + channel * u_e
@@ -276,31 +333,34 @@ def scan_forward(
     if z is not None:
         z += row * z_b + channel * z_e
     out += row * length * e + channel
+    stretch = _first_stretch(s, row, bounds, start, length)
 
     if SUMMARY:
-        passed = tl.zeros((ROWS, CHANNELS, LANES, 1), dtype)
+        passed = tl.zeros((CHANNELS, LANES, 1), dtype)
     first_chunk = tl.minimum(start * 0 + part * part_chunks, tl.cdiv(stop - start, TIME))
     begin = first_chunk * TIME
     slot += first_chunk
     for _ in range(tl.minimum(tl.cdiv(stop - start, TIME) - first_chunk, part_chunks)):
-        if checkpoints is not None:
-            tl.store(checkpoints + (slot * n + numbers_4) * e + channel_4, tl.reshape(carried, there.shape), there)
         projections = (slot * groups + group) * n * TIME
         b = _over_time(B + projections, steps, lanes)
         if not SUMMARY:
             c = _over_time(C + projections, steps, lanes)
+        if checkpoints is not None:
+            keep = (begin + lanes * STEPS < stop - start)[:, None] & held[None, :]
+            kept_at = (stretch + begin // STEPS + lanes)[:, None] * n * e + channel[None, :]
+            # As if they were scattered: else Triton moves the states through shared memory, to store them in order.
+            kept_at = tl.max_contiguous(checkpoints + kept_at, (1, 1))
         time = begin + tl.arange(0, TIME)
         valid = (time < stop - start)[:, None] & held[None, :]
         place = (stop - 1 - time if REVERSE else start + time)[:, None]
-        u_t = tl.load(u[None, :] + place * u_l, valid, 0)
-        delta_t = tl.load(delta[None, :] + place * delta_l, valid, 0).to(dtype)
-        delta_t, _raw = _step_size(delta_t, bias_v, valid, SOFTPLUS)
-        delta_s = _to_scan(delta_t, STEPS, ROWS, CHANNELS, LANES)
-        x_s = _to_scan(u_t, STEPS, ROWS, CHANNELS, LANES).to(dtype) * delta_s
+        u_t = _tile(u, place, u_l, valid)
+        delta_t, _raw = _step_size(_tile(delta, place, delta_l, valid).to(dtype), bias_v, valid, SOFTPLUS)
+        delta_s = _to_lanes(delta_t, LANES)
+        x_s = _to_lanes(u_t, LANES).to(dtype) * delta_s
         delta_sum = tl.sum(delta_s, 0)
         if SUMMARY:
             passed += delta_sum
-        y_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
+        y_s = tl.zeros((STEPS, CHANNELS, LANES, 1), dtype)
         for j in range(n):
             following = projections + tl.minimum(j + 1, n - 1) * TIME
             exponent = _state(exponents, j, numbers)
@@ -309,29 +369,31 @@ def scan_forward(
             a_all = tl.exp2(delta_sum * exponent)
             x = x_s * b
             b = _over_time(B + following, steps, lanes)  # a round ahead, so that nothing waits for it
-            _kept, h, h_all = _recur(a, x, nothing, steps)
-            h_all = _over_lanes(a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all), lane, False)
-            carried = tl.where(numbers == j, tl.gather(h_all, last_lane, 2)[None], carried)
+            _keeps, h, h_all = _recur(a, x, nothing, steps)
+            h_all = _over_lanes(a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all), lane)
+            carried = tl.where(numbers == j, tl.gather(h_all, last_lane, 1)[None], carried)
             if not SUMMARY:
-                h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 2))
-                _kept, h, h_all = _recur(a, x, h_in, steps)
+                h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 1))
+                if checkpoints is not None:
+                    tl.store(kept_at, tl.permute(tl.reshape(h_in, (CHANNELS, LANES)), (1, 0)), keep)
+                    kept_at = tl.max_contiguous(kept_at + e, (1, 1))
+                _keeps, h, h_all = _recur(a, x, h_in, steps)
                 y_s += h * c
                 c = _over_time(C + following, steps, lanes)
         if not SUMMARY:
-            y = _from_scan(y_s)
+            y = _from_lanes(y_s)
             if D is not None:
-                u_t = tl.load(u[None, :] + place * u_l, valid, 0)
-                y += tl.load(D + channel * D_e, held, 0).to(dtype)[None, :] * u_t.to(dtype)
+                y += tl.load(D + channel * D_e, held, 0).to(dtype)[None, :] * _tile(u, place, u_l, valid).to(dtype)
             if z is not None:
-                z_t = tl.load(z[None, :] + place * z_l, valid, 0).to(dtype)
-                y *= z_t * tl.sigmoid(z_t)
+                z_t = _tile(z, place, z_l, valid).to(dtype)
+                y *= z_t * _sigmoid(z_t)
             tl.store(out[None, :] + place * e, y.to(out.dtype.element_ty), valid)
         begin += TIME
         slot += 1
-    tl.store(state + state_4, tl.reshape(carried, there.shape), there)
+    tl.store(state + state_3, tl.reshape(carried, there.shape), there)
     if SUMMARY:
-        decays = tl.exp2(tl.sum(passed, 2)[None, :, :, None, :] * exponents)
-        tl.store(decay + state_4, tl.reshape(decays, there.shape), there)
+        decays = tl.exp2(tl.sum(passed, 1)[None, :, None, :] * exponents)
+        tl.store(decay + state_3, tl.reshape(decays, there.shape), there)
 
 
 @triton.jit
@@ -348,28 +410,25 @@ def scan_backward(
     z_b,
     z_l,
     z_e,
-    A,
-    A_e,
-    A_n,
+    A,  # (n, e)
     D,
     D_e,
     bias,
     bias_e,
-    B,  # (slots, g, n, TIME), as `gather_projections` lays it out
-    C,
-    checkpoints,  # (slots, n, e)
+    BC,  # (slots, g, n, 2, STEPS), as `gather_projections` lays it out, n a multiple of WARPS
+    checkpoints,  # (slots, n, e), a slot to `STEPS` positions
     bounds,
     grad_out,
     grad_out_b,
     grad_out_l,
     grad_out_e,
-    grad_state,  # (sequences, parts, e, n): the gradient that enters each part; then that which leaves it
+    grad_state,  # (sequences, parts, n, e): the gradient that enters each part; then that which leaves it
     decay,  # the same, for a summary: what a part multiplies the gradient by
     grad_u,  # (b, l, e), as those of delta and z
     grad_delta,
     grad_z,
-    grad_A,  # (sequences, parts, e, n)
-    grad_BC,  # (blocks, slots, g, n, 2, TIME)
+    grad_A,  # (sequences, parts, n, e); zeros
+    grad_BC,  # (blocks, slots, g, n, 2 * STEPS), in the order of `_sums_over_channels`
     grad_D,  # (sequences, parts, e)
     grad_bias,
     slots,
@@ -381,31 +440,26 @@ def scan_backward(
     part_chunks,  # of a part
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    STEPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LANES: tl.constexpr,
-    STATES: tl.constexpr,  # n, at least LANES and a power of two
     WARPS: tl.constexpr,
     SUMMARY: tl.constexpr,  # the states' gradients and the decays alone
 ):
-    """As `scan_forward`, from the last chunk to the first; each chunk's states come again from its checkpoint."""
-    TIME: tl.constexpr = STEPS * LANES
-    BLOCK: tl.constexpr = ROWS * CHANNELS
+    """A block of 32 channels over a part of a sequence, from its last chunk to its first.
+
+    The states within a chunk come again from the one that the forward kept before it. What a round of the states needs
+    is loaded in the round before, and what a chunk needs behind the rounds of the chunk before.
+    """
+    CHANNELS: tl.constexpr = 32  # the threads of a warp
     dtype = grad_state.dtype.element_ty
-    s, part, group, block = _place_of_program(channels, groups, parts, BLOCK)
-    row, start, stop, slot = _span(s, bounds, length, TIME)
+    s, part, group, block = _place_of_program(channels, groups, parts, CHANNELS)
+    row, start, stop, slot = _span(s, bounds, length, STEPS)
     e = channels * groups
+    rounds = tl.cdiv(n, WARPS)
 
-    channel, held, channel_s, held_s = _channels_of_block(group, block, channels, ROWS, CHANNELS)
-    steps, lanes = tl.arange(0, STEPS), tl.arange(0, LANES)
-    nothing = tl.full((ROWS, CHANNELS, LANES, 1), -0.0, dtype)
-    lane = lanes[None, None, :, None]
-    first_lane = tl.full((ROWS, CHANNELS, 1, 1), 0, tl.int32)
-    before = tl.broadcast_to(tl.maximum(lane - 1, 0), (ROWS, CHANNELS, LANES, 1))
-    after = tl.broadcast_to(tl.minimum(lane + 1, LANES - 1), (ROWS, CHANNELS, LANES, 1))
-
+    channel, held = _channels_of_block(group, block, channels, CHANNELS)
+    steps, warps, threads = tl.arange(0, STEPS), tl.arange(0, WARPS), tl.arange(0, 32)
+    lane = threads[None, None, :, None]
     bias_v = None if bias is None else tl.load(bias + channel * bias_e, held, 0).to(dtype)
+    D_v = None if D is None else tl.load(D + channel * D_e, held, 0).to(dtype)
     u += row * u_b + channel * u_e
     delta += row * delta_b + channel * delta_e
     grad_out += row * grad_out_b + channel * grad_out_e
@@ -414,114 +468,132 @@ def scan_backward(
     if z is not None:
         z += row * z_b + channel * z_e
         grad_z += row * length * e + channel
-    # The gradients carried from chunk to chunk: `LANES` threads share those of a channel.
-    numbers, numbers_4, channel_4, there = _states_of_threads(channel_s, held_s, n, LANES, STATES)
-    state_4 = ((s.to(tl.int64) * parts + part) * e + channel_4) * n + numbers_4
-    carried = tl.load(grad_state + state_4, there, 0)[:, :, :, :, None]
-    A_s = tl.load(A + channel_4 * A_e + numbers_4 * A_n, there, 0)[:, :, :, :, None].to(dtype)
-    sum_A = tl.zeros(A_s.shape, dtype)
-    sum_D = tl.zeros((BLOCK,), dtype)
-    sum_bias = tl.zeros((BLOCK,), dtype)
-
+    states = warps[:, None] * e + channel[None, :]  # those of the first round
+    A += channel
+    A_w = A[None, :] + warps[:, None] * e
+    program = s.to(tl.int64) * parts + part
+    grad_state_w = grad_state + program * n * e + states
+    grad_A_w = grad_A + program * n * e + states
+    checkpoints += states
+    sum_D = tl.zeros((STEPS, CHANNELS), dtype)
+    sum_bias = tl.zeros((STEPS, CHANNELS), dtype)
     if SUMMARY:
-        passed = tl.zeros((ROWS, CHANNELS, LANES, 1), dtype)
-    first_chunk = tl.minimum(start * 0 + part * part_chunks, tl.cdiv(stop - start, TIME))
-    end_chunk = tl.minimum(first_chunk + part_chunks, tl.cdiv(stop - start, TIME))
-    begin = end_chunk * TIME
+        passed = tl.zeros((STEPS, CHANNELS), dtype)
+
+    first_chunk = tl.minimum(start * 0 + part * part_chunks, tl.cdiv(stop - start, STEPS))
+    end_chunk = tl.minimum(first_chunk + part_chunks, tl.cdiv(stop - start, STEPS))
     slot += end_chunk
+    time = (end_chunk - 1) * STEPS + steps
+    valid = ((time >= first_chunk * STEPS) & (time < stop - start))[:, None] & held[None, :]
+    place = (stop - 1 - time if REVERSE else start + time)[:, None]
+    u_t = _tile(u, place, u_l, valid)
+    delta_t = _tile(delta, place, delta_l, valid)
+    grad_t = _tile(grad_out, place, grad_out_l, valid)
+    z_t = grad_t if z is None else _tile(z, place, z_l, valid)
     for _ in range(end_chunk - first_chunk):
-        begin -= TIME
         slot -= 1
-        projections = (slot * groups + group) * n * TIME
-        time = begin + tl.arange(0, TIME)
-        valid = (time < stop - start)[:, None] & held[None, :]
-        place = (stop - 1 - time if REVERSE else start + time)[:, None]
-        u_t = tl.load(u[None, :] + place * u_l, valid, 0)
-        delta_t = tl.load(delta[None, :] + place * delta_l, valid, 0).to(dtype)
-        delta_t, raw = _step_size(delta_t, bias_v, valid, SOFTPLUS)
-        grad_y = tl.load(grad_out[None, :] + place * grad_out_l, valid, 0).to(dtype)
+        BC_w = (
+            BC
+            + (slot * groups + group) * (rounds * WARPS * 2 * STEPS)
+            + warps[:, None] * (2 * STEPS)
+            + threads[None, :]
+        )
+        A_r, grad_state_r, grad_A_r, checkpoints_r = A_w, grad_state_w, grad_A_w, checkpoints + slot * n * e
+        there = (warps < n)[:, None] & held[None, :]
+        both = tl.load(BC_w)
+        A_j = tl.load(A_r, there, 0)
+        carried = tl.load(grad_state_r, there, 0)
+        if not SUMMARY:
+            h_0 = tl.load(checkpoints_r, there, 0)
+            sum_A = tl.load(grad_A_r, there, 0)
+        step, raw = _step_size(delta_t.to(dtype), bias_v, valid, SOFTPLUS)
+        u_f = u_t.to(dtype)
+        grad_f = grad_t.to(dtype)
+        grad_y = grad_f
         if z is not None:
-            z_t = tl.load(z[None, :] + place * z_l, valid, 0).to(dtype)
-            grad_y *= z_t * tl.sigmoid(z_t)
-        delta_s = _to_scan(delta_t, STEPS, ROWS, CHANNELS, LANES)
-        x_s = _to_scan(u_t, STEPS, ROWS, CHANNELS, LANES).to(dtype) * delta_s
-        grad_y_s = _to_scan(grad_y, STEPS, ROWS, CHANNELS, LANES)
-        delta_sum = tl.sum(delta_s, 0)
+            z_f = z_t.to(dtype)
+            grad_y *= z_f * _sigmoid(z_f)
+        x_s, step_s = _to_warps(u_f * step, step)
+        grad_y_s, _grad_y_s = _to_warps(grad_y, grad_y)
+        y_s = tl.zeros((STEPS, WARPS, CHANNELS, 1), dtype)
+        grad_x_s = tl.zeros((STEPS, WARPS, CHANNELS, 1), dtype)
+        grad_step_s = tl.zeros((STEPS, WARPS, CHANNELS, 1), dtype)
+        partial = ((block.to(tl.int64) * slots + slot) * groups + group) * n * (2 * STEPS)
         if SUMMARY:
-            passed += delta_sum
-        y_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
-        grad_x_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
-        grad_delta_s = tl.zeros((STEPS, ROWS, CHANNELS, LANES, 1), dtype)
-        partial = ((block.to(tl.int64) * slots + slot) * groups + group) * n * (2 * TIME)
-        if not SUMMARY:
-            entering = tl.load(checkpoints + (slot * n + numbers_4) * e + channel_4, there, 0)[:, :, :, :, None]
-        for j in range(n):
-            c = _over_time(C + projections + j * TIME, steps, lanes)
+            passed += step
+        for r in range(rounds):
+            more = tl.where(r + 1 < rounds, WARPS, 0)
+            BC_w += more * (2 * STEPS)
+            A_r += more * e
+            next_there = (r * WARPS + more + warps < n)[:, None] & held[None, :]
+            next_both = tl.load(BC_w)
+            next_A = tl.load(A_r, next_there, 0)
+            next_carried = tl.load(grad_state_r + more * e, next_there, 0)
             if not SUMMARY:
-                b = _over_time(B + projections + j * TIME, steps, lanes)
-            A_j = _state(A_s, j, numbers)
-            carry = _state(carried, j, numbers)
-            a = tl.exp2(delta_s * (A_j * LOG2E)[None])
-            a_all = tl.exp2(delta_sum * (A_j * LOG2E))
-
-            # The gradients of the states.
-            grad_h = grad_y_s * c
-            g, leaving = _recur_back(a, grad_h, nothing, steps)
-            leaving = tl.where(lane == LANES - 1, a_all * carry + leaving, leaving)
-            leaving = _over_lanes(a_all, leaving, lane, True)
-            carried = tl.where(numbers == j, tl.gather(leaving, first_lane, 2)[None], carried)
+                checkpoints_r += more * e
+                next_h_0 = tl.load(checkpoints_r, next_there, 0)
+                next_sum_A = tl.load(grad_A_r + more * e, next_there, 0)
+            c = _from_thread(both, STEPS, steps)
+            a = tl.exp2(step_s * (A_j * LOG2E)[None, :, :, None])
             if not SUMMARY:
-                g_in = tl.where(lane == LANES - 1, carry, tl.gather(leaving, after, 2))
-                g, leaving = _recur_back(a, grad_h, g_in, steps)
-                # The states, and what each keeps of the one before.
-                h_0 = _state(entering, j, numbers)
-                x = x_s * b
-                kept, h, h_all = _recur(a, x, nothing, steps)
-                h_all = _over_lanes(a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all), lane, False)
-                h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 2))
-                kept, h, h_all = _recur(a, x, h_in, steps)
-                # What they give to the inputs.
-                exponent = g * kept
-                y_s += h * c
+                b = _from_thread(both, 0, steps)
+                keeps, h, _h = _recur(a, x_s * b, h_0[:, :, None], steps)
+                if z is not None:
+                    y_s += h * c
+                for_C = grad_y_s * h
+            g, leaves = _recur_back(a, grad_y_s * c, carried[:, :, None], steps)
+            tl.store(grad_state_r, tl.reshape(leaves, (WARPS, CHANNELS)), there)
+            if not SUMMARY:
+                exponent = g * keeps
                 grad_x_s += g * b
-                grad_delta_s += exponent * A_j[None]
-                for_A = tl.sum(tl.sum(exponent * delta_s, 0), 2)[:, :, None, :]
-                sum_A = tl.where(numbers == j, sum_A + for_A[None], sum_A)
-                for_BC = _over_channels(g * x_s, grad_y_s * h, WARPS)
-                tl.store(grad_BC + partial + j * (2 * TIME) + tl.arange(0, 2 * TIME), for_BC)
+                grad_step_s += exponent * A_j[None, :, :, None]
+                for_A = tl.sum(exponent * step_s, 0)
+                tl.store(grad_A_r, sum_A + tl.reshape(for_A, (WARPS, CHANNELS)), there)
+                for_BC = tl.reshape(_sums_over_channels(g * x_s, for_C, lane), (WARPS, 2 * STEPS))
+                number = (r * WARPS + warps)[:, None]
+                tl.store(grad_BC + partial + number * (2 * STEPS) + threads[None, :], for_BC, number < n)
+                h_0, sum_A = next_h_0, next_sum_A
+            grad_state_r += WARPS * e
+            grad_A_r += WARPS * e
+            both, A_j, carried, there = next_both, next_A, next_carried, next_there
+        now, now_valid = place, valid
+        time -= STEPS
+        valid = (time >= first_chunk * STEPS)[:, None] & held[None, :]
+        place = (stop - 1 - time if REVERSE else start + time)[:, None]
+        u_t = _tile(u, place, u_l, valid)
+        delta_t = _tile(delta, place, delta_l, valid)
+        grad_t = _tile(grad_out, place, grad_out_l, valid)
+        z_t = grad_t if z is None else _tile(z, place, z_l, valid)
         if not SUMMARY:
-            grad_x = _from_scan(grad_x_s)
-            u_t = u_t.to(dtype)
-            d_u = grad_x * delta_t
-            d_delta = _from_scan(grad_delta_s) + grad_x * u_t
+            grad_x = _sum_of_warps(grad_x_s)
+            d_u = grad_x * step
+            d_delta = _sum_of_warps(grad_step_s) + grad_x * u_f
             if SOFTPLUS:
-                d_delta = tl.where(raw > 20, d_delta, d_delta * tl.sigmoid(raw))
+                d_delta = tl.where(raw > 20, d_delta, d_delta * _sigmoid(raw))
             if D is not None:
-                D_v = tl.load(D + channel * D_e, held, 0).to(dtype)[None, :]
-                d_u += grad_y * D_v
-                sum_D += tl.sum(grad_y * u_t, 0)
+                d_u += grad_y * D_v[None, :]
+                sum_D += grad_y * u_f
             if z is not None:
-                y = _from_scan(y_s)
+                y = _sum_of_warps(y_s)
                 if D is not None:
-                    y += D_v * u_t
-                sigmoid = tl.sigmoid(z_t)
-                g_t = tl.load(grad_out[None, :] + place * grad_out_l, valid, 0).to(dtype)
-                d_z = g_t * y * sigmoid * (1 + z_t * (1 - sigmoid))
-                tl.store(grad_z[None, :] + place * e, d_z.to(grad_z.dtype.element_ty), valid)
+                    y += D_v[None, :] * u_f
+                sigmoid = _sigmoid(z_f)
+                d_z = grad_f * y * sigmoid * (1 + z_f * (1 - sigmoid))
+                tl.store(grad_z[None, :] + now * e, d_z.to(grad_z.dtype.element_ty), now_valid)
             if bias is not None:
-                sum_bias += tl.sum(tl.where(valid, d_delta, 0), 0)
-            tl.store(grad_u[None, :] + place * e, d_u.to(grad_u.dtype.element_ty), valid)
-            tl.store(grad_delta[None, :] + place * e, d_delta.to(grad_delta.dtype.element_ty), valid)
-    tl.store(grad_state + state_4, tl.reshape(carried, there.shape), there)
+                sum_bias += tl.where(now_valid, d_delta, 0)
+            tl.store(grad_u[None, :] + now * e, d_u.to(grad_u.dtype.element_ty), now_valid)
+            tl.store(grad_delta[None, :] + now * e, d_delta.to(grad_delta.dtype.element_ty), now_valid)
     if SUMMARY:
-        decays = tl.exp2(tl.sum(passed, 2)[None, :, :, None, :] * (A_s * LOG2E))
-        tl.store(decay + state_4, tl.reshape(decays, there.shape), there)
+        passed_by = tl.sum(passed, 0)
+        for j in range(n):
+            decays = tl.exp2(passed_by * (tl.load(A + j * e, held, 0) * LOG2E))
+            tl.store(decay + (program * n + j) * e + channel, decays, held)
     else:
-        tl.store(grad_A + state_4, tl.reshape(sum_A, there.shape), there)
         if D is not None:
-            tl.store(grad_D + (s.to(tl.int64) * parts + part) * e + channel, sum_D, held)
+            tl.store(grad_D + program * e + channel, tl.sum(sum_D, 0), held)
         if bias is not None:
-            tl.store(grad_bias + (s.to(tl.int64) * parts + part) * e + channel, sum_bias, held)
+            tl.store(grad_bias + program * e + channel, tl.sum(sum_bias, 0), held)
 
 
 @triton.jit
@@ -558,21 +630,22 @@ def gather_projections(
     C_l,
     C_g,
     C_n,
-    B_out,  # (slots, g, n, TIME)
+    B_out,  # (slots, g, states, TIME), its states `spacing` apart
     C_out,
     bounds,
     sequences,
     length,
     groups,
     n,
+    states,  # n, or more of them: those are zero
+    spacing,
     REVERSE: tl.constexpr,
-    STEPS: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,  # state indices
 ):
     """B and C chunk by chunk in the direction of the scan, time innermost by `_place`, zero where padded."""
     TIME: tl.constexpr = STEPS * LANES
-    blocks_n = tl.cdiv(n, BLOCK)
+    blocks_n = tl.cdiv(states, BLOCK)
     slot = tl.program_id(0) // (groups * blocks_n)
     row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length, TIME)
     time = chunk * TIME + tl.arange(0, TIME)
@@ -581,16 +654,16 @@ def gather_projections(
     place = (stop - 1 - time if REVERSE else start + time)[:, None]
     valid = (time < stop - start)[:, None] & (j < n)[None, :]
     in_chunk = _place(tl.arange(0, TIME) % STEPS, tl.arange(0, TIME) // STEPS, LANES)
-    target = ((slot.to(tl.int64) * groups + group) * n + j[None, :]) * TIME + in_chunk[:, None]
+    target = ((slot.to(tl.int64) * groups + group) * states + j[None, :]) * spacing + in_chunk[:, None]
     for_B = tl.load(B + row * B_b + place * B_l + group.to(tl.int64) * B_g + j[None, :] * B_n, valid, 0)
     for_C = tl.load(C + row * C_b + place * C_l + group.to(tl.int64) * C_g + j[None, :] * C_n, valid, 0)
-    tl.store(B_out + target, for_B.to(B_out.dtype.element_ty), (j < n)[None, :])
-    tl.store(C_out + target, for_C.to(C_out.dtype.element_ty), (j < n)[None, :])
+    tl.store(B_out + target, for_B.to(B_out.dtype.element_ty), (j < states)[None, :])
+    tl.store(C_out + target, for_C.to(C_out.dtype.element_ty), (j < states)[None, :])
 
 
 @triton.jit
 def scatter_projections(
-    BC,  # (blocks, slots, g, n, 2, TIME)
+    BC,  # (blocks, slots, g, n, 2 * STEPS), in the order of `_sums_over_channels`
     B_out,  # (b, l, g, n)
     C_out,
     bounds,
@@ -601,25 +674,25 @@ def scatter_projections(
     groups,
     n,
     REVERSE: tl.constexpr,
-    TIME: tl.constexpr,
     BLOCK: tl.constexpr,  # state indices
 ):
     """The inverse of `gather_projections`, over the sum of the blocks."""
     blocks_n = tl.cdiv(n, BLOCK)
     slot = tl.program_id(0) // (groups * blocks_n)
-    row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length, TIME)
-    time = chunk * TIME + tl.arange(0, TIME)
+    row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length, STEPS)
+    steps = tl.arange(0, STEPS)
+    time = chunk * STEPS + steps
     j = tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)
     group = tl.program_id(0) // blocks_n % groups
     place = (stop - 1 - time if REVERSE else start + time)[:, None]
     valid = (time < stop - start)[:, None] & (j < n)[None, :]
-    source = BC + ((slot.to(tl.int64) * groups + group) * n + j[None, :]) * (2 * TIME) + tl.arange(0, TIME)[:, None]
-    sum_B = tl.zeros((TIME, BLOCK), BC.dtype.element_ty)
-    sum_C = tl.zeros((TIME, BLOCK), BC.dtype.element_ty)
+    source = BC + ((slot.to(tl.int64) * groups + group) * n + j[None, :]) * (2 * STEPS) + _lane_of_step(steps)[:, None]
+    sum_B = tl.zeros((STEPS, BLOCK), BC.dtype.element_ty)
+    sum_C = tl.zeros((STEPS, BLOCK), BC.dtype.element_ty)
     for _ in range(blocks):
         sum_B += tl.load(source, valid, 0)
-        sum_C += tl.load(source + TIME, valid, 0)
-        source += _wide(slots) * groups * n * (2 * TIME)
+        sum_C += tl.load(source + STEPS, valid, 0)
+        source += _wide(slots) * groups * n * (2 * STEPS)
     target = ((row * length + place) * groups + group) * n + j[None, :]
     tl.store(B_out + target, sum_B.to(B_out.dtype.element_ty), valid)
     tl.store(C_out + target, sum_C.to(C_out.dtype.element_ty), valid)
@@ -692,7 +765,7 @@ def scan_update(
         y += tl.load(D + channel * D_e, held, 0).to(dtype) * u_v
     if z is not None:
         z_v = tl.load(z + row * z_b + channel * z_e, held, 0).to(dtype)
-        y *= z_v * tl.sigmoid(z_v)
+        y *= z_v * _sigmoid(z_v)
     tl.store(out + row * e + channel, y.to(out.dtype.element_ty), held)
 
 
