@@ -34,7 +34,7 @@ class Config(NamedTuple):
 
 STEPS: int = kernels.STEPS.value
 # By the positions of a chunk; measured on an H200.
-FORWARD = {STEPS * c.lanes: c for c in (Config(4, 4), Config(8, 8), Config(16, 16), Config(32, 16))}
+FORWARD = {STEPS * c.lanes: c for c in (Config(4, 4), Config(8, 4), Config(16, 8), Config(32, 8))}
 FORWARD_REGISTERS = 128  # of a thread, so that 16 warps share a multiprocessor
 BACKWARD_WARPS = 4  # state indices at once
 BACKWARD_BLOCK = 32  # channels of a program: the threads of a warp

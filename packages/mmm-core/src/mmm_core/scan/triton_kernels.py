@@ -211,16 +211,18 @@ def _place(step, lane, LANES: tl.constexpr):
 
 
 @triton.jit
-def _over_time(pointer, steps, lanes):
+def _over_time(pointer, lanes):
     """B or C of one state index over a chunk, a tile of the forward for one channel.
 
-    Every thread loads what it needs by itself, as Triton does where a load has fewer elements than there are threads.
+    In loads of few elements: Triton lets every thread load what it needs by itself where a load has fewer than there
+    are threads, and else takes them through shared memory.
     """
-    HALF: tl.constexpr = STEPS // 2
-    low = tl.load(pointer + _place(tl.arange(0, HALF)[:, None], lanes[None, :], lanes.shape[0]))
-    high = tl.load(pointer + _place(HALF + tl.arange(0, HALF)[:, None], lanes[None, :], lanes.shape[0]))
-    both = tl.where(tl.arange(0, 2)[:, None, None] == 0, low[None], high[None])
-    return tl.reshape(both, (STEPS, lanes.shape[0]))[:, None, :, None]
+    numbers, piece = tl.arange(0, STEPS // 4), tl.arange(0, 4)
+    tile = tl.zeros((STEPS // 4, 4, lanes.shape[0]), pointer.dtype.element_ty)
+    for i in tl.static_range(STEPS // 4):
+        values = tl.load(pointer + _place(i * 4 + piece[:, None], lanes[None, :], lanes.shape[0]))
+        tile = tl.where((numbers == i)[:, None, None], values[None], tile)
+    return tl.reshape(tile, (STEPS, lanes.shape[0]))[:, None, :, None]
 
 
 @triton.jit
@@ -340,22 +342,23 @@ def scan_forward(
     first_chunk = tl.minimum(start * 0 + part * part_chunks, tl.cdiv(stop - start, TIME))
     begin = first_chunk * TIME
     slot += first_chunk
+    time = begin + tl.arange(0, TIME)
+    valid = (time < stop - start)[:, None] & held[None, :]
+    place = (stop - 1 - time if REVERSE else start + time)[:, None]
+    u_t = _tile(u, place, u_l, valid)
+    delta_t = _tile(delta, place, delta_l, valid)
     for _ in range(tl.minimum(tl.cdiv(stop - start, TIME) - first_chunk, part_chunks)):
         projections = (slot * groups + group) * n * TIME
-        b = _over_time(B + projections, steps, lanes)
+        b = _over_time(B + projections, lanes)
         if not SUMMARY:
-            c = _over_time(C + projections, steps, lanes)
+            c = _over_time(C + projections, lanes)
         if checkpoints is not None:
             keep = (begin + lanes * STEPS < stop - start)[:, None] & held[None, :]
             kept_at = (stretch + begin // STEPS + lanes)[:, None] * n * e + channel[None, :]
             # As if they were scattered: else Triton moves the states through shared memory, to store them in order.
             kept_at = tl.max_contiguous(checkpoints + kept_at, (1, 1))
-        time = begin + tl.arange(0, TIME)
-        valid = (time < stop - start)[:, None] & held[None, :]
-        place = (stop - 1 - time if REVERSE else start + time)[:, None]
-        u_t = _tile(u, place, u_l, valid)
-        delta_t, _raw = _step_size(_tile(delta, place, delta_l, valid).to(dtype), bias_v, valid, SOFTPLUS)
-        delta_s = _to_lanes(delta_t, LANES)
+        step, _raw = _step_size(delta_t.to(dtype), bias_v, valid, SOFTPLUS)
+        delta_s = _to_lanes(step, LANES)
         x_s = _to_lanes(u_t, LANES).to(dtype) * delta_s
         delta_sum = tl.sum(delta_s, 0)
         if SUMMARY:
@@ -368,7 +371,7 @@ def scan_forward(
             a = tl.exp2(delta_s * exponent[None])
             a_all = tl.exp2(delta_sum * exponent)
             x = x_s * b
-            b = _over_time(B + following, steps, lanes)  # a round ahead, so that nothing waits for it
+            b = _over_time(B + following, lanes)  # a round ahead, so that nothing waits for it
             _keeps, h, h_all = _recur(a, x, nothing, steps)
             h_all = _over_lanes(a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all), lane)
             carried = tl.where(numbers == j, tl.gather(h_all, last_lane, 1)[None], carried)
@@ -379,16 +382,27 @@ def scan_forward(
                     kept_at = tl.max_contiguous(kept_at + e, (1, 1))
                 _keeps, h, h_all = _recur(a, x, h_in, steps)
                 y_s += h * c
-                c = _over_time(C + following, steps, lanes)
+                c = _over_time(C + following, lanes)
+        # What the next chunk needs, and this one again, are loaded together.
+        now, now_valid = place, valid
+        if D is not None:
+            u_now = _tile(u, now, u_l, now_valid)
+        if z is not None:
+            z_now = _tile(z, now, z_l, now_valid)
+        begin += TIME
+        time = begin + tl.arange(0, TIME)
+        valid = (time < stop - start)[:, None] & held[None, :]
+        place = (stop - 1 - time if REVERSE else start + time)[:, None]
+        u_t = _tile(u, place, u_l, valid)
+        delta_t = _tile(delta, place, delta_l, valid)
         if not SUMMARY:
             y = _from_lanes(y_s)
             if D is not None:
-                y += tl.load(D + channel * D_e, held, 0).to(dtype)[None, :] * _tile(u, place, u_l, valid).to(dtype)
+                y += tl.load(D + channel * D_e, held, 0).to(dtype)[None, :] * u_now.to(dtype)
             if z is not None:
-                z_t = _tile(z, place, z_l, valid).to(dtype)
-                y *= z_t * _sigmoid(z_t)
-            tl.store(out[None, :] + place * e, y.to(out.dtype.element_ty), valid)
-        begin += TIME
+                z_f = z_now.to(dtype)
+                y *= z_f * _sigmoid(z_f)
+            tl.store(out[None, :] + now * e, y.to(out.dtype.element_ty), now_valid)
         slot += 1
     tl.store(state + state_3, tl.reshape(carried, there.shape), there)
     if SUMMARY:
