@@ -86,7 +86,7 @@ def scan_problem(case, dtype):
 @pytest.mark.parametrize(("warps", "dtype"), [(1, torch.bfloat16), (10**6, torch.float32)], ids=["whole", "in parts"])
 @pytest.mark.parametrize("case", SCANS.values(), ids=SCANS.keys())
 def test_the_scan(case, dtype, warps, compiled, monkeypatch):
-    monkeypatch.setattr(scan, "WARPS", warps)
+    monkeypatch.setattr(scan, "FULL", warps)
     p = scan_problem(case, dtype)
     out, state, checkpoints = scan.forward(p, True)
     scan.backward(p, checkpoints, torch.empty_like(out), torch.empty_like(state))

@@ -81,7 +81,7 @@ def test_float64_is_exact(operation, case):
 @pytest.mark.parametrize("packed", [False, True])
 def test_each_configuration_of_the_scan_is_right_alone(chunk, warps, packed, monkeypatch):
     monkeypatch.setattr(scan_kernels, "_chunk", lambda p: chunk)
-    monkeypatch.setattr(scan_kernels, "WARPS", warps)
+    monkeypatch.setattr(scan_kernels, "FULL", warps)
     lengths = (3, 0, chunk + 2) if packed else None
     case = ScanCase(b=1, l=chunk + 5, lengths=lengths, e=2, n=1, groups=2, reverse=packed)
     assert_correct(case, on_device(scan), torch.float32)
@@ -92,16 +92,39 @@ def test_a_layer_with_gradients_exports_with_any_batch_and_length():
     torch.export.export(Mamba(8).to(DEVICE), (torch.randn(2, 7, 8, device=DEVICE),), dynamic_shapes=dynamic)
 
 
-def test_a_chunk_is_what_its_lanes_hold():
+def test_a_chunk_is_shared_by_a_part_of_a_warp():
     for chunk, config in scan_kernels.FORWARD.items():
-        assert config.lanes * scan_kernels.STEPS == chunk
-        assert config.block * config.lanes == 32 * config.warps
+        assert 32 % config.lanes == 0
         assert chunk // 4 < 32 * config.warps  # so that each thread loads B and C by itself
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_the_backward_takes_fewer_states_than_its_warps_and_more(n):
     assert_correct(ScanCase(b=2, l=18, e=3, n=n), on_device(scan), torch.float32)
+
+
+def test_chunks_rounds_of_states_and_blocks_of_channels_follow_each_other_in_a_program(monkeypatch):
+    monkeypatch.setattr(scan_kernels, "FULL", 1)
+    assert_correct(ScanCase(b=1, l=18, e=33, n=5), on_device(scan), torch.float32)
+
+
+def test_more_states_than_lanes(monkeypatch):
+    monkeypatch.setattr(scan_kernels, "FULL", 1)
+    monkeypatch.setattr(scan_kernels, "_chunk", lambda p: 128)
+    assert_correct(ScanCase(b=1, l=129, e=1, n=9), on_device(scan), torch.float32)
+
+
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_strides_of_the_states_beyond_32_bits(name):
+    case = ScanCase(b=1, l=2, e=2, n=3)
+    inputs = plain(case)
+    if name == "A":
+        wide = torch.empty(3, 2**30, dtype=torch.bfloat16, device=DEVICE)[:, :2].t()
+    else:
+        wide = torch.empty(1, 3, 2**30, dtype=torch.bfloat16, device=DEVICE)[:, :, :2].transpose(1, 2)
+    wide.copy_(inputs[name].view(wide.shape))
+    wide, narrow = (inputs | {name: x} for x in (wide, wide.contiguous()))
+    assert all(torch.equal(*pair) for pair in zip(call(scan, case, wide), call(scan, case, narrow), strict=True))
 
 
 @pytest.mark.parametrize(("elements", "channels"), [(8, 4), (32, 4), (32, 1)])

@@ -38,7 +38,7 @@ FORWARD = {STEPS * c.lanes: c for c in (Config(4, 4), Config(8, 4), Config(16, 8
 FORWARD_REGISTERS = 128  # of a thread, so that 16 warps share a multiprocessor
 BACKWARD_WARPS = 4  # state indices at once
 BACKWARD_BLOCK = 32  # channels of a program: the threads of a warp
-WARPS = 2048  # that fill a GPU: where a call has fewer, its sequences are cut into parts that run at once
+FULL = 2048  # warps that fill a GPU: where a call has fewer, its sequences are cut into parts that run at once
 PROJECTION_BLOCK = 16  # state indices that a program of `gather_projections` takes
 JOIN_BLOCK = 256  # states that a program of `join_parts` takes
 
@@ -167,7 +167,7 @@ class _Call:
         self.slots = b * chunks if self.bounds is None else chunks + sequences + 1  # room for chunks
         self.blocks = -(-(e // groups) // block)  # programs that share the channels of a group
         programs = sequences * groups * self.blocks
-        part_chunks = -(-chunks // (1 if programs * warps >= WARPS else min(chunks, 2 * WARPS // (programs * warps))))
+        part_chunks = -(-chunks // (1 if programs * warps >= FULL else min(chunks, 2 * FULL // (programs * warps))))
         self.parts = -(-chunks // part_chunks)
         self.grid = (programs * self.parts,)
         self.inputs = _strided("u", p.u, "ble") | _strided("delta", p.delta, "ble") | _strided("z", p.z, "ble")
@@ -278,7 +278,7 @@ def _chunk(p: Problem) -> int:
     """Positions of a chunk of the forward: as few as fill a GPU by the lanes that share them, if any do; about `l`."""
     l, channels = p.u.shape[1], p.state_shape[0] * p.u.shape[2]
     for chunk, config in FORWARD.items():
-        if channels // config.block * config.warps >= WARPS:
+        if channels // config.block * config.warps >= FULL:
             return min(chunk, max(min(FORWARD), 1 << (l - 1).bit_length()))
     return min(FORWARD)
 

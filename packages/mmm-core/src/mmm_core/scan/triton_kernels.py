@@ -7,6 +7,7 @@ registers, in a tile whose form is
     backward   (STEPS, WARPS, CHANNELS, 1)    a state index in each warp; a chunk has no more than `STEPS` positions
 
 for Triton gives the trailing axes to the threads of a warp, then to the warps, and keeps the leading ones in registers.
+So it is where a warp has 32 threads; elsewhere the results are the same, and the layout another.
 The last axis is new wherever a tile enters this form: over a new axis, the layout of a load does not spread.
 
 Positions count in the direction of the scan. A padded position has a step size of zero: the state passes through it.
@@ -140,8 +141,11 @@ def _from_lanes(x):
 
 @triton.jit
 def _to_warps(x, y):
-    """Two tiles (STEPS, CHANNELS) in the form of the backward, each warp with all of them. They go there as one, lest
-    the compiler computes anew in each warp what they come from."""
+    """Two tiles (STEPS, CHANNELS) in the form of the backward, each warp with all of them.
+
+    They go there as one, which the compiler does not look through: else it computes anew in each warp what they come
+    from. A tile alone goes as both.
+    """
     x, y = tl.split(tl.join(x, y))
     return x[:, None, :, None], y[:, None, :, None]
 
@@ -258,15 +262,6 @@ def _tile(pointer, place, stride, valid):
 
 
 @triton.jit
-def _first_stretch(s, row, bounds, start, length):
-    """Where the states that the forward keeps of sequence `s` begin."""
-    stretch = row * tl.cdiv(length, STEPS)
-    if bounds is not None:
-        stretch = start // STEPS + s
-    return stretch
-
-
-@triton.jit
 def scan_forward(
     u,
     u_b,
@@ -292,7 +287,7 @@ def scan_forward(
     state,  # (sequences, parts, e, n): the state that enters each part; then that which leaves it
     decay,  # the same, for a summary: what a part multiplies the state by
     out,  # (b, l, e)
-    checkpoints,  # (stretches of STEPS, n, e) or None
+    checkpoints,  # (slots of STEPS positions, n, e) or None
     bounds,
     length,
     channels,  # of a group
@@ -316,7 +311,7 @@ def scan_forward(
 
     channel, held = _channels_of_block(group, block, channels, CHANNELS)
     steps, lanes = tl.arange(0, STEPS), tl.arange(0, LANES)
-    nothing = tl.full((CHANNELS, LANES, 1), -0.0, dtype)
+    nothing = tl.full((CHANNELS, LANES, 1), -0.0, dtype)  # x is x + -0.0, even where it is 0.0
     lane = lanes[None, :, None]
     last_lane = tl.full((CHANNELS, 1, 1), LANES - 1, tl.int32)
     before = tl.broadcast_to(tl.maximum(lane - 1, 0), (CHANNELS, LANES, 1))
@@ -327,7 +322,10 @@ def scan_forward(
     there = held[None, :, None] & (numbers_3 < n)
     state_3 = ((s.to(tl.int64) * parts + part) * e + channel[None, :, None]) * n + numbers_3
     carried = tl.load(state + state_3, there, 0)[:, :, :, None]
-    exponents = tl.load(A + channel[None, :, None] * A_e + numbers_3 * A_n, there, 0)[:, :, :, None].to(dtype) * LOG2E
+    exponents = (
+        tl.load(A + channel[None, :, None] * A_e + numbers_3.to(tl.int64) * A_n, there, 0)[:, :, :, None].to(dtype)
+        * LOG2E
+    )
 
     bias_v = None if bias is None else tl.load(bias + channel * bias_e, held, 0).to(dtype)
     u += row * u_b + channel * u_e
@@ -335,7 +333,7 @@ def scan_forward(
     if z is not None:
         z += row * z_b + channel * z_e
     out += row * length * e + channel
-    stretch = _first_stretch(s, row, bounds, start, length)
+    _row, _start, _stop, stretch = _span(s, bounds, length, STEPS)
 
     if SUMMARY:
         passed = tl.zeros((CHANNELS, LANES, 1), dtype)
@@ -430,18 +428,18 @@ def scan_backward(
     bias,
     bias_e,
     BC,  # (slots, g, n, 2, STEPS), as `gather_projections` lays it out, n a multiple of WARPS
-    checkpoints,  # (slots, n, e), a slot to `STEPS` positions
+    checkpoints,  # (slots of STEPS positions, n, e)
     bounds,
     grad_out,
     grad_out_b,
     grad_out_l,
     grad_out_e,
-    grad_state,  # (sequences, parts, n, e): the gradient that enters each part; then that which leaves it
+    grad_state,  # (sequences, parts, n, e): the gradient that enters each part; then, chunk by chunk, that which leaves
     decay,  # the same, for a summary: what a part multiplies the gradient by
     grad_u,  # (b, l, e), as those of delta and z
     grad_delta,
     grad_z,
-    grad_A,  # (sequences, parts, n, e); zeros
+    grad_A,  # (sequences, parts, n, e): zeros; then, chunk by chunk, the sum
     grad_BC,  # (blocks, slots, g, n, 2 * STEPS), in the order of `_sums_over_channels`
     grad_D,  # (sequences, parts, e)
     grad_bias,
@@ -459,8 +457,9 @@ def scan_backward(
 ):
     """A block of 32 channels over a part of a sequence, from its last chunk to its first.
 
-    The states within a chunk come again from the one that the forward kept before it. What a round of the states needs
-    is loaded in the round before, and what a chunk needs behind the rounds of the chunk before.
+    The states within a chunk come again from the one that the forward kept before it. What is carried from chunk to
+    chunk, a number for each channel and state, stands in memory, so that n has no limit. What a round of the states
+    needs is loaded in the round before, and what a chunk needs behind the rounds of the one before.
     """
     CHANNELS: tl.constexpr = 32  # the threads of a warp
     dtype = grad_state.dtype.element_ty
@@ -598,11 +597,14 @@ def scan_backward(
                 sum_bias += tl.where(now_valid, d_delta, 0)
             tl.store(grad_u[None, :] + now * e, d_u.to(grad_u.dtype.element_ty), now_valid)
             tl.store(grad_delta[None, :] + now * e, d_delta.to(grad_delta.dtype.element_ty), now_valid)
+        tl.debug_barrier()  # what this chunk stored to be carried, the next one loads, perhaps by other threads
     if SUMMARY:
         passed_by = tl.sum(passed, 0)
-        for j in range(n):
-            decays = tl.exp2(passed_by * (tl.load(A + j * e, held, 0) * LOG2E))
-            tl.store(decay + (program * n + j) * e + channel, decays, held)
+        decay += program * n * e + channel
+        for _ in range(n):
+            tl.store(decay, tl.exp2(passed_by * (tl.load(A, held, 0) * LOG2E)), held)
+            A += e
+            decay += e
     else:
         if D is not None:
             tl.store(grad_D + program * e + channel, tl.sum(sum_D, 0), held)
@@ -663,7 +665,7 @@ def gather_projections(
     slot = tl.program_id(0) // (groups * blocks_n)
     row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length, TIME)
     time = chunk * TIME + tl.arange(0, TIME)
-    j = tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)
+    j = (tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     group = tl.program_id(0) // blocks_n % groups
     place = (stop - 1 - time if REVERSE else start + time)[:, None]
     valid = (time < stop - start)[:, None] & (j < n)[None, :]
@@ -696,7 +698,7 @@ def scatter_projections(
     row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length, STEPS)
     steps = tl.arange(0, STEPS)
     time = chunk * STEPS + steps
-    j = tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)
+    j = (tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     group = tl.program_id(0) // blocks_n % groups
     place = (stop - 1 - time if REVERSE else start + time)[:, None]
     valid = (time < stop - start)[:, None] & (j < n)[None, :]
