@@ -56,7 +56,11 @@ def compiled(request, monkeypatch):
         for i, (name, value) in enumerate(values.items()):
             if isinstance(value, torch.Tensor):
                 signature[name] = TYPES[value.dtype]
-            elif value is None or kernel.params[i].is_constexpr or value == 1:
+            elif (
+                value is None
+                or kernel.params[i].is_constexpr
+                or (value == 1 and not kernel.params[i].do_not_specialize)
+            ):
                 signature[name], constants[i,] = "constexpr", value
             else:
                 signature[name] = "i32"

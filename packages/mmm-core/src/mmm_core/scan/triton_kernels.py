@@ -12,6 +12,8 @@ The last axis is new wherever a tile enters this form: over a new axis, the layo
 
 Positions count in the direction of the scan. A padded position has a step size of zero: the state passes through it.
 README.md has the maths, and says how threads and chunks hand over the state.
+
+Counts that vary from batch to batch are not specialized: Triton would compile anew where one is 1 or a multiple of 16.
 """
 
 import triton
@@ -261,7 +263,7 @@ def _tile(pointer, place, stride, valid):
     return tl.load(pointer[None, :] + place * stride, valid, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "part_chunks"])
 def scan_forward(
     u,
     u_b,
@@ -408,7 +410,7 @@ def scan_forward(
         tl.store(decay + state_3, tl.reshape(decays, there.shape), there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "parts", "part_chunks"])
 def scan_backward(
     u,
     u_b,
@@ -612,7 +614,7 @@ def scan_backward(
             tl.store(grad_bias + program * e + channel, tl.sum(sum_bias, 0), held)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def join_parts(
     state,  # (sequences, e * n): that which enters the first part; then that which leaves the last
     through,  # (sequences, parts, e * n): what leaves each part where nothing enters it; then what enters it
@@ -634,7 +636,7 @@ def join_parts(
     tl.store(state + s * size + i, h, i < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences"])
 def gather_projections(
     B,
     B_b,
@@ -677,7 +679,7 @@ def gather_projections(
     tl.store(C_out + target, for_C.to(C_out.dtype.element_ty), (j < states)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "sequences", "blocks"])
 def scatter_projections(
     BC,  # (blocks, slots, g, n, 2 * STEPS), in the order of `_sums_over_channels`
     B_out,  # (b, l, g, n)
