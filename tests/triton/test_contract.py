@@ -114,6 +114,17 @@ def test_more_states_than_lanes(monkeypatch):
     assert_correct(ScanCase(b=1, l=129, e=1, n=9), on_device(scan), torch.float32)
 
 
+def test_strides_of_a_window_beyond_32_bits():
+    x = plain(ConvCase(b=1, l=1, e=2, k=4))
+    x = here({name: y[:, 0] if name == "x" else y for name, y in x.items()})
+    wide = torch.empty(1, 3, 2**30, dtype=torch.bfloat16, device=DEVICE)[:, :, :2].transpose(1, 2)
+    wide.copy_(x["initial_state"])
+    narrow = wide.contiguous()
+    outs = [causal_conv1d_update(x["x"], state, x["weight"], x["bias"]) for state in (wide, narrow)]
+    assert torch.equal(*outs)
+    assert torch.equal(wide, narrow)
+
+
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_strides_of_the_states_beyond_32_bits(name):
     case = ScanCase(b=1, l=2, e=2, n=3)

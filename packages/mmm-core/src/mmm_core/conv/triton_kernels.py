@@ -133,13 +133,14 @@ def update(
     if bias is not None:
         y += tl.load(bias + c * bias_e, mask=known, other=0).to(WIDE)
     for m in tl.range(K - 1, loop_unroll_factor=UNROLL):
-        value = tl.load(state + m * s_k, mask=known, other=0)
+        value = tl.load(state, mask=known, other=0)
         y += value.to(WIDE) * _tap(weight, w_k, m, known, WIDE)
-        tl.store(state + (m - 1) * s_k, value, mask=known & (m > 0))
+        tl.store(state - s_k, value, mask=known & (m > 0))
+        state += s_k
     value = tl.load(x + row * x_b + c * x_e, mask=known, other=0)
     y += value.to(WIDE) * _tap(weight, w_k, K - 1, known, WIDE)
     if K > 1:
-        tl.store(state + (K - 2) * s_k, value, mask=known)
+        tl.store(state - s_k, value, mask=known)
     if SILU:
         y = y * _sigmoid(y)
     tl.store(out + row * e + c, y, mask=known)
