@@ -45,9 +45,8 @@ JOIN_BLOCK = 256  # states that a program of `join_parts` takes
 
 def checkpoint_shape(p: Problem) -> tuple[int, ...]:
     """The state before every `STEPS` positions of each sequence, (n, e), one behind the other."""
-    b, l, e, _, n = p.sizes
-    stretches = (l + STEPS - 1) // STEPS + (0 if p.cu_seqlens is None else p.cu_seqlens.shape[0])
-    return (b, stretches * e * n)
+    b, _, e, _, n = p.sizes
+    return (b, _slots(p, STEPS) * e * n)
 
 
 def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,8 +59,8 @@ def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
             chunk = _chunk(p)
             config = FORWARD[chunk]
             call = _Call(p, chunk, config.block, config.warps)
-            n = p.A.shape[1]
-            B, C = (p.u.new_empty((call.slots, p.sizes[3], n, chunk), dtype=p.dtype) for _ in range(2))
+            _, _, _, groups, n = p.sizes
+            B, C = (p.u.new_empty((call.slots, groups, n, chunk), dtype=p.dtype) for _ in range(2))
             call.gather(B, C, n, chunk, config.lanes)
             limits = {} if torch.version.hip else {"maxnreg": FORWARD_REGISTERS}  # Triton refuses that one for ROCm
 
@@ -98,9 +97,9 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
         with torch.cuda.device_of(p.u):
             warps = min(BACKWARD_WARPS, 1 << (n - 1).bit_length())
             call = _Call(p, STEPS, BACKWARD_BLOCK, warps)
-            states = -(-n // warps) * warps
-            BC = p.u.new_empty((call.slots, groups, states, 2, STEPS), dtype=p.dtype)
-            call.gather(BC, BC[:, :, :, 1], states, 2 * STEPS, lanes=1)
+            padded = -(-n // warps) * warps
+            BC = p.u.new_empty((call.slots, groups, padded, 2, STEPS), dtype=p.dtype)
+            call.gather(BC, BC[:, :, :, 1], padded, 2 * STEPS, lanes=1)
             A = p.A.t().to(p.dtype, memory_format=torch.contiguous_format, copy=True)
             programs = p.state_shape[0] * call.parts
             grad_A = p.u.new_zeros((programs, n, e), dtype=p.dtype)
@@ -161,10 +160,10 @@ class _Call:
     def __init__(self, p: Problem, chunk: int, block: int, warps: int) -> None:
         b, l, e, groups, n = p.sizes
         sequences = p.state_shape[0]
-        self._problem, self._chunk = p, chunk
+        self._problem = p
         self.bounds = whole_bounds("selective_scan", l, p.cu_seqlens, p.u.device)
         chunks = -(-l // chunk)
-        self.slots = b * chunks if self.bounds is None else chunks + sequences + 1  # room for chunks
+        self.slots = b * _slots(p, chunk)
         self.blocks = -(-(e // groups) // block)  # programs that share the channels of a group
         programs = sequences * groups * self.blocks
         part_chunks = -(-chunks // (1 if programs * warps >= FULL else min(chunks, 2 * FULL // (programs * warps))))
@@ -220,7 +219,8 @@ class _Call:
         if self.parts == 1:
             return scan(state, None)
         k, size = state.shape[0], state[0].numel()
-        through, decay = (state.new_zeros((k, self.parts, *state.shape[1:])) for _ in range(2))
+        through = state.new_zeros((k, self.parts, *state.shape[1:]))
+        decay = torch.empty_like(through)
         scan(through, decay)
         kernels.join_parts[(k * -(-size // JOIN_BLOCK),)](
             state, through, decay, size, self.parts, BACKWARD=backward, BLOCK=JOIN_BLOCK, enable_fp_fusion=True
@@ -281,6 +281,11 @@ def _chunk(p: Problem) -> int:
         if channels // config.block * config.warps >= FULL:
             return min(chunk, max(min(FORWARD), 1 << (l - 1).bit_length()))
     return min(FORWARD)
+
+
+def _slots(p: Problem, chunk: int) -> int:
+    """Room for the chunks of a row of the batch, where each packed sequence begins one of its own."""
+    return (p.sizes[1] + chunk - 1) // chunk + (0 if p.cu_seqlens is None else p.cu_seqlens.shape[0])
 
 
 def _strided(name: str, x: Tensor | None, axes: str) -> dict[str, Any]:

@@ -195,11 +195,11 @@ def _lane_of_step(t):
 
 
 @triton.jit
-def _from_thread(x, first, steps):
-    """A tile of the backward whose step `i` is what the thread `first + i` of each warp holds of x, (WARPS, 32)."""
+def _from_thread(x, FIRST: tl.constexpr, steps):
+    """A tile of the backward whose step `i` is what the thread `FIRST + i` of each warp holds of x, (WARPS, 32)."""
     tile = tl.zeros((STEPS, x.shape[0], x.shape[1], 1), x.dtype)
     for i in tl.static_range(STEPS):
-        tile = _put(tile, steps, i, tl.gather(x, tl.full(x.shape, 0, tl.int32) + (first + i), 1)[:, :, None])
+        tile = _put(tile, steps, i, tl.gather(x, tl.full(x.shape, FIRST + i, tl.int32), 1)[:, :, None])
     return tile
 
 
@@ -255,6 +255,12 @@ def _channels_of_block(group, block, channels, CHANNELS: tl.constexpr):
     """The channels of a block, and which there are."""
     inside = block * CHANNELS + tl.arange(0, CHANNELS)
     return (group * channels + inside).to(tl.int64), inside < channels
+
+
+@triton.jit
+def _positions(time, start, stop, columns, REVERSE: tl.constexpr):
+    """Which positions of a sequence there are in the columns that there are, and where they stand along the length."""
+    return (time < stop - start)[:, None] & columns[None, :], (stop - 1 - time if REVERSE else start + time)[:, None]
 
 
 @triton.jit
@@ -324,10 +330,8 @@ def scan_forward(
     there = held[None, :, None] & (numbers_3 < n)
     state_3 = ((s.to(tl.int64) * parts + part) * e + channel[None, :, None]) * n + numbers_3
     carried = tl.load(state + state_3, there, 0)[:, :, :, None]
-    exponents = (
-        tl.load(A + channel[None, :, None] * A_e + numbers_3.to(tl.int64) * A_n, there, 0)[:, :, :, None].to(dtype)
-        * LOG2E
-    )
+    A_3 = A + channel[None, :, None] * A_e + numbers_3.to(tl.int64) * A_n
+    exponents = tl.load(A_3, there, 0)[:, :, :, None].to(dtype) * LOG2E
 
     bias_v = None if bias is None else tl.load(bias + channel * bias_e, held, 0).to(dtype)
     u += row * u_b + channel * u_e
@@ -343,8 +347,7 @@ def scan_forward(
     begin = first_chunk * TIME
     slot += first_chunk
     time = begin + tl.arange(0, TIME)
-    valid = (time < stop - start)[:, None] & held[None, :]
-    place = (stop - 1 - time if REVERSE else start + time)[:, None]
+    valid, place = _positions(time, start, stop, held, REVERSE)
     u_t = _tile(u, place, u_l, valid)
     delta_t = _tile(delta, place, delta_l, valid)
     for _ in range(tl.minimum(tl.cdiv(stop - start, TIME) - first_chunk, part_chunks)):
@@ -391,8 +394,7 @@ def scan_forward(
             z_now = _tile(z, now, z_l, now_valid)
         begin += TIME
         time = begin + tl.arange(0, TIME)
-        valid = (time < stop - start)[:, None] & held[None, :]
-        place = (stop - 1 - time if REVERSE else start + time)[:, None]
+        valid, place = _positions(time, start, stop, held, REVERSE)
         u_t = _tile(u, place, u_l, valid)
         delta_t = _tile(delta, place, delta_l, valid)
         if not SUMMARY:
@@ -499,20 +501,15 @@ def scan_backward(
     end_chunk = tl.minimum(first_chunk + part_chunks, tl.cdiv(stop - start, STEPS))
     slot += end_chunk
     time = (end_chunk - 1) * STEPS + steps
-    valid = ((time >= first_chunk * STEPS) & (time < stop - start))[:, None] & held[None, :]
-    place = (stop - 1 - time if REVERSE else start + time)[:, None]
+    valid, place = _positions(time, start, stop, held, REVERSE)
+    valid &= (time >= first_chunk * STEPS)[:, None]
     u_t = _tile(u, place, u_l, valid)
     delta_t = _tile(delta, place, delta_l, valid)
     grad_t = _tile(grad_out, place, grad_out_l, valid)
     z_t = grad_t if z is None else _tile(z, place, z_l, valid)
     for _ in range(end_chunk - first_chunk):
         slot -= 1
-        BC_w = (
-            BC
-            + (slot * groups + group) * (rounds * WARPS * 2 * STEPS)
-            + warps[:, None] * (2 * STEPS)
-            + threads[None, :]
-        )
+        BC_w = BC + ((slot * groups + group) * rounds * WARPS + warps[:, None]) * (2 * STEPS) + threads[None, :]
         A_r, grad_state_r, grad_A_r, checkpoints_r = A_w, grad_state_w, grad_A_w, checkpoints + slot * n * e
         there = (warps < n)[:, None] & held[None, :]
         both = tl.load(BC_w)
@@ -573,8 +570,8 @@ def scan_backward(
             both, A_j, carried, there = next_both, next_A, next_carried, next_there
         now, now_valid = place, valid
         time -= STEPS
-        valid = (time >= first_chunk * STEPS)[:, None] & held[None, :]
-        place = (stop - 1 - time if REVERSE else start + time)[:, None]
+        valid, place = _positions(time, start, stop, held, REVERSE)
+        valid &= (time >= first_chunk * STEPS)[:, None]
         u_t = _tile(u, place, u_l, valid)
         delta_t = _tile(delta, place, delta_l, valid)
         grad_t = _tile(grad_out, place, grad_out_l, valid)
@@ -669,8 +666,7 @@ def gather_projections(
     time = chunk * TIME + tl.arange(0, TIME)
     j = (tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     group = tl.program_id(0) // blocks_n % groups
-    place = (stop - 1 - time if REVERSE else start + time)[:, None]
-    valid = (time < stop - start)[:, None] & (j < n)[None, :]
+    valid, place = _positions(time, start, stop, j < n, REVERSE)
     in_chunk = _place(tl.arange(0, TIME) % STEPS, tl.arange(0, TIME) // STEPS, LANES)
     target = ((slot.to(tl.int64) * groups + group) * states + j[None, :]) * spacing + in_chunk[:, None]
     for_B = tl.load(B + row * B_b + place * B_l + group.to(tl.int64) * B_g + j[None, :] * B_n, valid, 0)
@@ -702,8 +698,7 @@ def scatter_projections(
     time = chunk * STEPS + steps
     j = (tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     group = tl.program_id(0) // blocks_n % groups
-    place = (stop - 1 - time if REVERSE else start + time)[:, None]
-    valid = (time < stop - start)[:, None] & (j < n)[None, :]
+    valid, place = _positions(time, start, stop, j < n, REVERSE)
     source = BC + ((slot.to(tl.int64) * groups + group) * n + j[None, :]) * (2 * STEPS) + _lane_of_step(steps)[:, None]
     sum_B = tl.zeros((STEPS, BLOCK), BC.dtype.element_ty)
     sum_C = tl.zeros((STEPS, BLOCK), BC.dtype.element_ty)
