@@ -90,7 +90,8 @@ def scan_problem(case, dtype):
 @pytest.mark.parametrize(("warps", "dtype"), [(1, torch.bfloat16), (10**6, torch.float32)], ids=["whole", "in parts"])
 @pytest.mark.parametrize("case", SCANS.values(), ids=SCANS.keys())
 def test_the_scan(case, dtype, warps, compiled, monkeypatch):
-    monkeypatch.setattr(scan, "FULL", warps)
+    monkeypatch.setattr(scan, "FORWARD_FULL", warps)
+    monkeypatch.setattr(scan, "BACKWARD_FULL", warps)
     p = scan_problem(case, dtype)
     out, state, checkpoints = scan.forward(p, True)
     scan.backward(p, checkpoints, torch.empty_like(out), torch.empty_like(state))

@@ -31,22 +31,29 @@ class Config(NamedTuple):
         """Channels of a program, side by side over the threads of a warp and the warps."""
         return 32 // self.lanes * self.warps
 
+    @property
+    def together(self) -> int:
+        """Kept states of a channel that lie side by side, so that a warp writes 32 bytes at a time, or more."""
+        return max(1, self.lanes // 4)
+
 
 STEPS: int = kernels.STEPS.value
 # By the positions of a chunk; measured on an H200.
 FORWARD = {STEPS * c.lanes: c for c in (Config(4, 4), Config(8, 4), Config(16, 8), Config(32, 8))}
 FORWARD_REGISTERS = 128  # of a thread, so that 16 warps share a multiprocessor
-BACKWARD_WARPS = 4  # state indices at once
+MOST_TOGETHER = max(c.together for c in FORWARD.values())
+BACKWARD_WARPS = 2  # state indices at once
 BACKWARD_BLOCK = 32  # channels of a program: the threads of a warp
-FULL = 2048  # warps that fill a GPU: where a call has fewer, its sequences are cut into parts that run at once
+# Warps that fill a GPU: where a call has fewer, its sequences are cut into parts that run at once.
+FORWARD_FULL, BACKWARD_FULL = 2048, 1024
 PROJECTION_BLOCK = 16  # state indices that a program of `gather_projections` takes
 JOIN_BLOCK = 256  # states that a program of `join_parts` takes
 
 
 def checkpoint_shape(p: Problem) -> tuple[int, ...]:
-    """The state before every `STEPS` positions of each sequence, (n, e), one behind the other."""
+    """The state before every `STEPS` positions of each sequence, as `triton_kernels.py` lays them out."""
     b, _, e, _, n = p.sizes
-    return (b, _slots(p, STEPS) * e * n)
+    return (b, (_slots(p, STEPS) + MOST_TOGETHER - 1) // MOST_TOGETHER * MOST_TOGETHER * e * n)
 
 
 def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,7 +65,7 @@ def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         with torch.cuda.device_of(p.u):
             chunk = _chunk(p)
             config = FORWARD[chunk]
-            call = _Call(p, chunk, config.block, config.warps)
+            call = _Call(p, chunk, config.block, config.warps, FORWARD_FULL)
             _, _, _, groups, n = p.sizes
             B, C = (p.u.new_empty((call.slots, groups, n, chunk), dtype=p.dtype) for _ in range(2))
             call.gather(B, C, n, chunk, config.lanes)
@@ -77,6 +84,7 @@ def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
                     CHANNELS=config.block,
                     LANES=config.lanes,
                     STATES=max(config.lanes, 1 << (n - 1).bit_length()),
+                    TOGETHER=config.together,
                     SUMMARY=decay is not None,
                     **call.sizes,
                     **limits,
@@ -96,7 +104,7 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
     if p.u.numel():
         with torch.cuda.device_of(p.u):
             warps = min(BACKWARD_WARPS, 1 << (n - 1).bit_length())
-            call = _Call(p, STEPS, BACKWARD_BLOCK, warps)
+            call = _Call(p, STEPS, BACKWARD_BLOCK, warps, BACKWARD_FULL)
             padded = -(-n // warps) * warps
             BC = p.u.new_empty((call.slots, groups, padded, 2, STEPS), dtype=p.dtype)
             call.gather(BC, BC[:, :, :, 1], padded, 2 * STEPS, lanes=1)
@@ -104,7 +112,7 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
             programs = p.state_shape[0] * call.parts
             grad_A = p.u.new_zeros((programs, n, e), dtype=p.dtype)
             grad_D, grad_bias = (p.u.new_empty((programs, e), dtype=p.dtype) for _ in range(2))
-            grad_BC = p.u.new_empty((call.blocks, call.slots, groups, n, 2 * STEPS), dtype=p.dtype)
+            grad_BC = p.u.new_empty((call.blocks, call.slots, groups, n, 2, STEPS), dtype=p.dtype)
 
             def scan(states: Tensor, decay: Tensor | None) -> None:
                 kernels.scan_backward[call.grid](
@@ -124,6 +132,7 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
                     grad_bias=grad_bias,
                     slots=call.slots,
                     WARPS=warps,
+                    TOGETHER=FORWARD[_chunk(p)].together,
                     SUMMARY=decay is not None,
                     **call.sizes,
                 )
@@ -157,7 +166,7 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
 class _Call:
     """What the forward and the backward have in common: the grid, and most of the kernels' arguments."""
 
-    def __init__(self, p: Problem, chunk: int, block: int, warps: int) -> None:
+    def __init__(self, p: Problem, chunk: int, block: int, warps: int, full: int) -> None:
         b, l, e, groups, n = p.sizes
         sequences = p.state_shape[0]
         self._problem = p
@@ -166,7 +175,7 @@ class _Call:
         self.slots = b * _slots(p, chunk)
         self.blocks = -(-(e // groups) // block)  # programs that share the channels of a group
         programs = sequences * groups * self.blocks
-        part_chunks = -(-chunks // (1 if programs * warps >= FULL else min(chunks, 2 * FULL // (programs * warps))))
+        part_chunks = -(-chunks // (1 if programs * warps >= full else min(chunks, 2 * full // (programs * warps))))
         self.parts = -(-chunks // part_chunks)
         self.grid = (programs * self.parts,)
         self.inputs = _strided("u", p.u, "ble") | _strided("delta", p.delta, "ble") | _strided("z", p.z, "ble")
@@ -278,7 +287,7 @@ def _chunk(p: Problem) -> int:
     """Positions of a chunk of the forward: as few as fill a GPU by the lanes that share them, if any do; about `l`."""
     l, channels = p.u.shape[1], p.state_shape[0] * p.u.shape[2]
     for chunk, config in FORWARD.items():
-        if channels // config.block * config.warps >= FULL:
+        if channels // config.block * config.warps >= FORWARD_FULL:
             return min(chunk, max(min(FORWARD), 1 << (l - 1).bit_length()))
     return min(FORWARD)
 

@@ -154,53 +154,34 @@ def _to_warps(x, y):
 
 @triton.jit
 def _sum_of_warps(x):
-    """The sum over the warps, (STEPS, CHANNELS)."""
-    x = tl.permute(tl.reshape(x, (x.shape[0], x.shape[1], x.shape[2])), (1, 0, 2))
-    x = tl.sum(x[:, :, :, None], 0)
-    return tl.reshape(x, (x.shape[0], x.shape[1]))
+    """The sum over the warps, (STEPS, CHANNELS).
 
-
-@triton.jit
-def _half(x, which):
-    """One half of the steps of a tile."""
-    x = tl.reshape(x, (2, x.shape[0] // 2, x.shape[1], x.shape[2], 1))
-    return _pick(x, (tl.arange(0, 2) == which)[:, None, None, None, None])
-
-
-@triton.jit
-def _exchange(low, high, lane, BIT: tl.constexpr):
-    """Each lane keeps one of two tiles, by a bit of its number, and adds that of the lane which keeps the other."""
-    upper = (lane & BIT) != 0
-    given = tl.where(upper, low, high)
-    return tl.where(upper, high, low) + tl.gather(given, tl.broadcast_to(lane ^ BIT, given.shape), 2)
-
-
-@triton.jit
-def _sums_over_channels(x, y, lane):
-    """The sums over the channels of two tiles, (1, WARPS, 2 * STEPS, 1): in each lane that of one step of one of them.
-
-    A round halves what a lane holds, so that 31 exchanges do, not 5 for each step. Lane `_lane_of_step(t)` has step `t`
-    of `x`; that of `y` stands 16 lanes on.
+    Its axes are put so that it lies as a load of four channels by each thread does, and need not be moved once more.
     """
-    x = _exchange(x, y, lane, STEPS)
-    for i in tl.static_range(4):
-        x = _exchange(_half(x, 0), _half(x, 1), lane, 1 << i)
-    return x
+    x = tl.reshape(x, (STEPS // 4, 4, x.shape[1], x.shape[2] // 4, 4))
+    x = tl.sum(tl.permute(x, (2, 4, 0, 1, 3)), 0)
+    return tl.reshape(tl.permute(x, (1, 2, 3, 0)), (STEPS, x.shape[3] * 4))
 
 
 @triton.jit
-def _lane_of_step(t):
-    """The four bits of `t` the other way round."""
-    return (t & 1) << 3 | (t & 2) << 1 | (t & 4) >> 1 | (t & 8) >> 3
+def _sums_over_channels(x, y):
+    """The sums over the channels of two tiles, (WARPS, 2 * STEPS, 1): those of x, then those of y.
+
+    They change the threads for the registers through shared memory, where a thread then has all channels of one step.
+    """
+    x = tl.reshape(tl.join(x, y), (STEPS, x.shape[1], x.shape[2], 2))
+    x = tl.reshape(tl.permute(x, (2, 1, 3, 0)), (x.shape[2], x.shape[1], 2 * STEPS))
+    return tl.sum(x[:, :, :, None], 0)
 
 
 @triton.jit
-def _from_thread(x, FIRST: tl.constexpr, steps):
-    """A tile of the backward whose step `i` is what the thread `FIRST + i` of each warp holds of x, (WARPS, 32)."""
-    tile = tl.zeros((STEPS, x.shape[0], x.shape[1], 1), x.dtype)
-    for i in tl.static_range(STEPS):
-        tile = _put(tile, steps, i, tl.gather(x, tl.full(x.shape, FIRST + i, tl.int32), 1)[:, :, None])
-    return tile
+def _to_channels(x):
+    """The two halves of (WARPS, 2 * STEPS, 1), tiles of the backward that are the same in each of its 32 channels."""
+    x = tl.permute(x, (1, 0, 2))[:, :, :, None]
+    x = tl.broadcast_to(x, (x.shape[0], x.shape[1], 32, 1))
+    x = tl.reshape(x, (2, STEPS, x.shape[1], 32, 1))
+    half = tl.arange(0, 2)[:, None, None, None, None]
+    return _pick(x, half == 0), _pick(x, half == 1)
 
 
 @triton.jit
@@ -269,6 +250,23 @@ def _tile(pointer, place, stride, valid):
     return tl.load(pointer[None, :] + place * stride, valid, 0)
 
 
+@triton.jit
+def _load_chunk(u, u_l, delta, delta_l, grad_out, grad_out_l, z, z_l, place, valid):
+    """What the backward reads of a chunk; a tile stands for z where there is none."""
+    grad_t = _tile(grad_out, place, grad_out_l, valid)
+    z_t = grad_t if z is None else _tile(z, place, z_l, valid)
+    return _tile(u, place, u_l, valid), _tile(delta, place, delta_l, valid), grad_t, z_t
+
+
+@triton.jit
+def _widen_chunk(u_t, delta_t, grad_t, z_t, z, bias, valid, dtype: tl.constexpr, SOFTPLUS: tl.constexpr):
+    """Step sizes, what softplus was taken of, u, the gradients behind and before the gate, and z."""
+    step, raw = _step_size(delta_t.to(dtype), bias, valid, SOFTPLUS)
+    grad_f, z_f = grad_t.to(dtype), z_t.to(dtype)
+    grad_y = grad_f if z is None else grad_f * (z_f * _sigmoid(z_f))
+    return step, raw, u_t.to(dtype), grad_f, grad_y, z_f
+
+
 @triton.jit(do_not_specialize=["parts", "part_chunks"])
 def scan_forward(
     u,
@@ -295,7 +293,7 @@ def scan_forward(
     state,  # (sequences, parts, e, n): the state that enters each part; then that which leaves it
     decay,  # the same, for a summary: what a part multiplies the state by
     out,  # (b, l, e)
-    checkpoints,  # (slots of STEPS positions, n, e) or None
+    checkpoints,  # (slots of STEPS positions / TOGETHER, n, e, TOGETHER) or None
     bounds,
     length,
     channels,  # of a group
@@ -308,6 +306,7 @@ def scan_forward(
     CHANNELS: tl.constexpr,
     LANES: tl.constexpr,
     STATES: tl.constexpr,  # n, at least LANES and a power of two
+    TOGETHER: tl.constexpr,  # kept states of a channel that lie side by side
     SUMMARY: tl.constexpr,  # the states and the decays alone
 ):
     """A block of channels over a part of a sequence, from its first chunk to its last."""
@@ -357,7 +356,8 @@ def scan_forward(
             c = _over_time(C + projections, lanes)
         if checkpoints is not None:
             keep = (begin + lanes * STEPS < stop - start)[:, None] & held[None, :]
-            kept_at = (stretch + begin // STEPS + lanes)[:, None] * n * e + channel[None, :]
+            kept = stretch + begin // STEPS + lanes
+            kept_at = (kept // TOGETHER * n * e * TOGETHER + kept % TOGETHER)[:, None] + channel[None, :] * TOGETHER
             # As if they were scattered: else Triton moves the states through shared memory, to store them in order.
             kept_at = tl.max_contiguous(checkpoints + kept_at, (1, 1))
         step, _raw = _step_size(delta_t.to(dtype), bias_v, valid, SOFTPLUS)
@@ -382,7 +382,7 @@ def scan_forward(
                 h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 1))
                 if checkpoints is not None:
                     tl.store(kept_at, tl.permute(tl.reshape(h_in, (CHANNELS, LANES)), (1, 0)), keep)
-                    kept_at = tl.max_contiguous(kept_at + e, (1, 1))
+                    kept_at = tl.max_contiguous(kept_at + e * TOGETHER, (1, 1))
                 _keeps, h, h_all = _recur(a, x, h_in, steps)
                 y_s += h * c
                 c = _over_time(C + following, lanes)
@@ -432,7 +432,7 @@ def scan_backward(
     bias,
     bias_e,
     BC,  # (slots, g, n, 2, STEPS), as `gather_projections` lays it out, n a multiple of WARPS
-    checkpoints,  # (slots of STEPS positions, n, e)
+    checkpoints,  # (slots of STEPS positions / TOGETHER, n, e, TOGETHER)
     bounds,
     grad_out,
     grad_out_b,
@@ -444,7 +444,7 @@ def scan_backward(
     grad_delta,
     grad_z,
     grad_A,  # (sequences, parts, n, e): zeros; then, chunk by chunk, the sum
-    grad_BC,  # (blocks, slots, g, n, 2 * STEPS), in the order of `_sums_over_channels`
+    grad_BC,  # (blocks, slots, g, n, 2, STEPS)
     grad_D,  # (sequences, parts, e)
     grad_bias,
     slots,
@@ -457,24 +457,29 @@ def scan_backward(
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     WARPS: tl.constexpr,
+    TOGETHER: tl.constexpr,  # kept states of a channel that lie side by side
     SUMMARY: tl.constexpr,  # the states' gradients and the decays alone
 ):
     """A block of 32 channels over a part of a sequence, from its last chunk to its first.
 
     The states within a chunk come again from the one that the forward kept before it. What is carried from chunk to
-    chunk, a number for each channel and state, stands in memory, so that n has no limit. What a round of the states
-    needs is loaded in the round before, and what a chunk needs behind the rounds of the one before.
+    chunk, a number for each channel and state, stands in memory, so that n has no limit.
+
+    Registers are what this kernel lacks. So a round of the states loads what the next one needs where its own is used
+    for the last time, and what a chunk needs is loaded and computed again behind its rounds, not kept through them.
     """
     CHANNELS: tl.constexpr = 32  # the threads of a warp
     dtype = grad_state.dtype.element_ty
     s, part, group, block = _place_of_program(channels, groups, parts, CHANNELS)
     row, start, stop, slot = _span(s, bounds, length, STEPS)
     e = channels * groups
+    states = _wide(n) * e
     rounds = tl.cdiv(n, WARPS)
 
     channel, held = _channels_of_block(group, block, channels, CHANNELS)
-    steps, warps, threads = tl.arange(0, STEPS), tl.arange(0, WARPS), tl.arange(0, 32)
-    lane = threads[None, None, :, None]
+    steps, warps = tl.arange(0, STEPS), tl.arange(0, WARPS)[:, None, None]
+    channel_3, held_3 = channel[None, :, None], held[None, :, None]
+    item = tl.arange(0, 2 * STEPS)[None, :, None]
     bias_v = None if bias is None else tl.load(bias + channel * bias_e, held, 0).to(dtype)
     D_v = None if D is None else tl.load(D + channel * D_e, held, 0).to(dtype)
     u += row * u_b + channel * u_e
@@ -485,13 +490,15 @@ def scan_backward(
     if z is not None:
         z += row * z_b + channel * z_e
         grad_z += row * length * e + channel
-    states = warps[:, None] * e + channel[None, :]  # those of the first round
-    A += channel
-    A_w = A[None, :] + warps[:, None] * e
     program = s.to(tl.int64) * parts + part
-    grad_state_w = grad_state + program * n * e + states
-    grad_A_w = grad_A + program * n * e + states
-    checkpoints += states
+    # Of the first round of the states.
+    in_round = warps * e + channel_3
+    A_w = A + in_round
+    grad_state_w = grad_state + program * states + in_round
+    grad_A_w = grad_A + program * states + in_round
+    checkpoints_w = checkpoints + in_round * TOGETHER
+    BC_w = BC + warps * (2 * STEPS) + item
+    grad_BC_w = grad_BC + warps * (2 * STEPS) + item
     sum_D = tl.zeros((STEPS, CHANNELS), dtype)
     sum_bias = tl.zeros((STEPS, CHANNELS), dtype)
     if SUMMARY:
@@ -503,80 +510,77 @@ def scan_backward(
     time = (end_chunk - 1) * STEPS + steps
     valid, place = _positions(time, start, stop, held, REVERSE)
     valid &= (time >= first_chunk * STEPS)[:, None]
-    u_t = _tile(u, place, u_l, valid)
-    delta_t = _tile(delta, place, delta_l, valid)
-    grad_t = _tile(grad_out, place, grad_out_l, valid)
-    z_t = grad_t if z is None else _tile(z, place, z_l, valid)
+    u_t, delta_t, grad_t, z_t = _load_chunk(u, u_l, delta, delta_l, grad_out, grad_out_l, z, z_l, place, valid)
     for _ in range(end_chunk - first_chunk):
         slot -= 1
-        BC_w = BC + ((slot * groups + group) * rounds * WARPS + warps[:, None]) * (2 * STEPS) + threads[None, :]
-        A_r, grad_state_r, grad_A_r, checkpoints_r = A_w, grad_state_w, grad_A_w, checkpoints + slot * n * e
-        there = (warps < n)[:, None] & held[None, :]
-        both = tl.load(BC_w)
+        A_r, grad_state_r, grad_A_r = A_w, grad_state_w, grad_A_w
+        # As if they stood side by side: else Triton loads them in another layout than all else.
+        checkpoints_r = checkpoints_w + (slot // TOGETHER * states * TOGETHER + slot % TOGETHER)
+        checkpoints_r = tl.max_contiguous(checkpoints_r, (1, CHANNELS, 1))
+        BC_r = BC_w + (slot * groups + group) * rounds * (WARPS * 2 * STEPS)
+        grad_BC_r = grad_BC_w + ((block.to(tl.int64) * slots + slot) * groups + group) * n * (2 * STEPS)
+        there = (warps < n) & held_3
+        both = tl.load(BC_r)
         A_j = tl.load(A_r, there, 0)
         carried = tl.load(grad_state_r, there, 0)
         if not SUMMARY:
             h_0 = tl.load(checkpoints_r, there, 0)
             sum_A = tl.load(grad_A_r, there, 0)
-        step, raw = _step_size(delta_t.to(dtype), bias_v, valid, SOFTPLUS)
-        u_f = u_t.to(dtype)
-        grad_f = grad_t.to(dtype)
-        grad_y = grad_f
-        if z is not None:
-            z_f = z_t.to(dtype)
-            grad_y *= z_f * _sigmoid(z_f)
+        step, _raw, u_f, _grad_f, grad_y, _z_f = _widen_chunk(
+            u_t, delta_t, grad_t, z_t, z, bias_v, valid, dtype, SOFTPLUS
+        )
         x_s, step_s = _to_warps(u_f * step, step)
         grad_y_s, _grad_y_s = _to_warps(grad_y, grad_y)
         y_s = tl.zeros((STEPS, WARPS, CHANNELS, 1), dtype)
         grad_x_s = tl.zeros((STEPS, WARPS, CHANNELS, 1), dtype)
         grad_step_s = tl.zeros((STEPS, WARPS, CHANNELS, 1), dtype)
-        partial = ((block.to(tl.int64) * slots + slot) * groups + group) * n * (2 * STEPS)
         if SUMMARY:
             passed += step
         for r in range(rounds):
             more = tl.where(r + 1 < rounds, WARPS, 0)
-            BC_w += more * (2 * STEPS)
+            BC_r += more * (2 * STEPS)
             A_r += more * e
-            next_there = (r * WARPS + more + warps < n)[:, None] & held[None, :]
-            next_both = tl.load(BC_w)
+            next_there = (r * WARPS + more + warps < n) & held_3
             next_A = tl.load(A_r, next_there, 0)
-            next_carried = tl.load(grad_state_r + more * e, next_there, 0)
+            b, c = _to_channels(both)
+            both = tl.load(BC_r)
+            a = tl.exp2(step_s * (A_j * LOG2E)[None])
             if not SUMMARY:
-                checkpoints_r += more * e
-                next_h_0 = tl.load(checkpoints_r, next_there, 0)
-                next_sum_A = tl.load(grad_A_r + more * e, next_there, 0)
-            c = _from_thread(both, STEPS, steps)
-            a = tl.exp2(step_s * (A_j * LOG2E)[None, :, :, None])
-            if not SUMMARY:
-                b = _from_thread(both, 0, steps)
-                keeps, h, _h = _recur(a, x_s * b, h_0[:, :, None], steps)
+                keeps, h, _h = _recur(a, x_s * b, h_0, steps)
+                checkpoints_r = tl.max_contiguous(checkpoints_r + more * e * TOGETHER, (1, CHANNELS, 1))
+                h_0 = tl.load(checkpoints_r, next_there, 0)
                 if z is not None:
                     y_s += h * c
                 for_C = grad_y_s * h
-            g, leaves = _recur_back(a, grad_y_s * c, carried[:, :, None], steps)
-            tl.store(grad_state_r, tl.reshape(leaves, (WARPS, CHANNELS)), there)
+            g, leaves = _recur_back(a, grad_y_s * c, carried, steps)
+            carried = tl.load(grad_state_r + more * e, next_there, 0)
+            tl.store(grad_state_r, leaves, there)
             if not SUMMARY:
                 exponent = g * keeps
                 grad_x_s += g * b
-                grad_step_s += exponent * A_j[None, :, :, None]
-                for_A = tl.sum(exponent * step_s, 0)
-                tl.store(grad_A_r, sum_A + tl.reshape(for_A, (WARPS, CHANNELS)), there)
-                for_BC = tl.reshape(_sums_over_channels(g * x_s, for_C, lane), (WARPS, 2 * STEPS))
-                number = (r * WARPS + warps)[:, None]
-                tl.store(grad_BC + partial + number * (2 * STEPS) + threads[None, :], for_BC, number < n)
-                h_0, sum_A = next_h_0, next_sum_A
+                grad_step_s += exponent * A_j[None]
+                sum_A += tl.sum(exponent * step_s, 0)
+                next_sum_A = tl.load(grad_A_r + more * e, next_there, 0)
+                tl.store(grad_A_r, sum_A, there)
+                sum_A = next_sum_A
+                tl.store(grad_BC_r, _sums_over_channels(g * x_s, for_C), r * WARPS + warps < n)
+                grad_BC_r += WARPS * 2 * STEPS
             grad_state_r += WARPS * e
             grad_A_r += WARPS * e
-            both, A_j, carried, there = next_both, next_A, next_carried, next_there
+            A_j, there = next_A, next_there
         now, now_valid = place, valid
+        if not SUMMARY:
+            u_n, delta_n, grad_n, z_n = _load_chunk(
+                u, u_l, delta, delta_l, grad_out, grad_out_l, z, z_l, now, now_valid
+            )
         time -= STEPS
         valid, place = _positions(time, start, stop, held, REVERSE)
         valid &= (time >= first_chunk * STEPS)[:, None]
-        u_t = _tile(u, place, u_l, valid)
-        delta_t = _tile(delta, place, delta_l, valid)
-        grad_t = _tile(grad_out, place, grad_out_l, valid)
-        z_t = grad_t if z is None else _tile(z, place, z_l, valid)
+        u_t, delta_t, grad_t, z_t = _load_chunk(u, u_l, delta, delta_l, grad_out, grad_out_l, z, z_l, place, valid)
         if not SUMMARY:
+            step, raw, u_f, grad_f, grad_y, z_f = _widen_chunk(
+                u_n, delta_n, grad_n, z_n, z, bias_v, now_valid, dtype, SOFTPLUS
+            )
             grad_x = _sum_of_warps(grad_x_s)
             d_u = grad_x * step
             d_delta = _sum_of_warps(grad_step_s) + grad_x * u_f
@@ -599,7 +603,8 @@ def scan_backward(
         tl.debug_barrier()  # what this chunk stored to be carried, the next one loads, perhaps by other threads
     if SUMMARY:
         passed_by = tl.sum(passed, 0)
-        decay += program * n * e + channel
+        A += channel
+        decay += program * states + channel
         for _ in range(n):
             tl.store(decay, tl.exp2(passed_by * (tl.load(A, held, 0) * LOG2E)), held)
             A += e
@@ -677,7 +682,7 @@ def gather_projections(
 
 @triton.jit(do_not_specialize=["slots", "sequences", "blocks"])
 def scatter_projections(
-    BC,  # (blocks, slots, g, n, 2 * STEPS), in the order of `_sums_over_channels`
+    BC,  # (blocks, slots, g, n, 2, STEPS)
     B_out,  # (b, l, g, n)
     C_out,
     bounds,
@@ -699,7 +704,7 @@ def scatter_projections(
     j = (tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     group = tl.program_id(0) // blocks_n % groups
     valid, place = _positions(time, start, stop, j < n, REVERSE)
-    source = BC + ((slot.to(tl.int64) * groups + group) * n + j[None, :]) * (2 * STEPS) + _lane_of_step(steps)[:, None]
+    source = BC + ((slot.to(tl.int64) * groups + group) * n + j[None, :]) * (2 * STEPS) + steps[:, None]
     sum_B = tl.zeros((STEPS, BLOCK), BC.dtype.element_ty)
     sum_C = tl.zeros((STEPS, BLOCK), BC.dtype.element_ty)
     for _ in range(blocks):
