@@ -64,6 +64,7 @@ def fill_a_gpu(warps, monkeypatch):
     """Have so many warps fill a GPU: with fewer, sequences are cut into parts."""
     monkeypatch.setattr(scan_kernels, "FORWARD_FULL", warps)
     monkeypatch.setattr(scan_kernels, "BACKWARD_FULL", warps)
+    monkeypatch.setattr(scan_kernels, "LEAST_PART", 1)
 
 
 @pytest.mark.parametrize("case", SCAN_SHORT.values(), ids=SCAN_SHORT.keys())
@@ -82,14 +83,13 @@ def test_float64_is_exact(operation, case):
     assert_correct(case, on_device(operation), torch.float64)
 
 
-@pytest.mark.parametrize("chunk", scan_kernels.FORWARD)
+@pytest.mark.parametrize("n", [1, 2, 5])  # of which a round takes one, two and four at once, or two in parts
 @pytest.mark.parametrize("warps", [1, 1 << 20], ids=["whole", "in parts"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_each_configuration_of_the_scan_is_right_alone(chunk, warps, packed, monkeypatch):
-    monkeypatch.setattr(scan_kernels, "_chunk", lambda p: chunk)
+def test_each_configuration_of_the_scan_is_right_alone(n, warps, packed, monkeypatch):
     fill_a_gpu(warps, monkeypatch)
-    lengths = (3, 0, chunk + 2) if packed else None
-    case = ScanCase(b=1 if packed else 2, l=chunk + 5, lengths=lengths, e=2, n=1, groups=2, reverse=packed)
+    lengths = (3, 0, 34) if packed else None
+    case = ScanCase(b=1 if packed else 2, l=37, lengths=lengths, e=2, n=n, groups=2, reverse=packed)
     assert_correct(case, on_device(scan), torch.float32)
 
 
@@ -98,26 +98,9 @@ def test_a_layer_with_gradients_exports_with_any_batch_and_length():
     torch.export.export(Mamba(8).to(DEVICE), (torch.randn(2, 7, 8, device=DEVICE),), dynamic_shapes=dynamic)
 
 
-def test_a_chunk_is_shared_by_a_part_of_a_warp():
-    for chunk, config in scan_kernels.FORWARD.items():
-        assert 32 % config.lanes == 0
-        assert chunk // 4 < 32 * config.warps  # so that each thread loads B and C by itself
-
-
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_the_backward_takes_fewer_states_than_its_warps_and_more(n):
-    assert_correct(ScanCase(b=2, l=18, e=3, n=n), on_device(scan), torch.float32)
-
-
 def test_chunks_rounds_of_states_and_blocks_of_channels_follow_each_other_in_a_program(monkeypatch):
     fill_a_gpu(1, monkeypatch)
     assert_correct(ScanCase(b=1, l=18, e=33, n=5), on_device(scan), torch.float32)
-
-
-def test_more_states_than_lanes(monkeypatch):
-    fill_a_gpu(1, monkeypatch)
-    monkeypatch.setattr(scan_kernels, "_chunk", lambda p: 128)
-    assert_correct(ScanCase(b=1, l=129, e=1, n=9), on_device(scan), torch.float32)
 
 
 def test_strides_of_a_window_beyond_32_bits():

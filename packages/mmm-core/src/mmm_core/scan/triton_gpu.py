@@ -5,7 +5,7 @@ The kernels are `triton_kernels.py`; README.md has the maths. Importing this fil
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,78 +20,50 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Config(NamedTuple):
-    """How a chunk of the forward, `STEPS * lanes` positions, lies in a program; `triton_kernels.py` has the words."""
-
-    lanes: int
-    warps: int
-
-    @property
-    def block(self) -> int:
-        """Channels of a program, side by side over the threads of a warp and the warps."""
-        return 32 // self.lanes * self.warps
-
-    @property
-    def together(self) -> int:
-        """Kept states of a channel that lie side by side, so that a warp writes 32 bytes at a time, or more."""
-        return max(1, self.lanes // 4)
-
-
 STEPS: int = kernels.STEPS.value
-# By the positions of a chunk; measured on an H200.
-FORWARD = {STEPS * c.lanes: c for c in (Config(4, 4), Config(8, 4), Config(16, 8), Config(32, 8))}
+CHANNELS: int = kernels.CHANNELS.value
+# State indices at once, and the warps that fill a GPU with that: where a call has fewer, its sequences are cut into
+# parts that run at once. Measured on an H200, like all numbers here.
+FORWARD_WARPS, FORWARD_FULL = 4, 2048
+FORWARD_WARPS_IN_PARTS = 2
 FORWARD_REGISTERS = 128  # of a thread, so that 16 warps share a multiprocessor
-MOST_TOGETHER = max(c.together for c in FORWARD.values())
-BACKWARD_WARPS = 2  # state indices at once
-BACKWARD_BLOCK = 32  # channels of a program: the threads of a warp
-# Warps that fill a GPU: where a call has fewer, its sequences are cut into parts that run at once.
-FORWARD_FULL, BACKWARD_FULL = 2048, 1024
+BACKWARD_WARPS, BACKWARD_FULL = 2, 1024
+LEAST_PART = 4  # chunks of a part: with fewer, the launches that parts need take longer than what they save
 PROJECTION_BLOCK = 16  # state indices that a program of `gather_projections` takes
 JOIN_BLOCK = 256  # states that a program of `join_parts` takes
 
 
 def checkpoint_shape(p: Problem) -> tuple[int, ...]:
-    """The state before every `STEPS` positions of each sequence, as `triton_kernels.py` lays them out."""
+    """The state before every `STEPS` positions of each sequence, (n, e), one behind the other."""
     b, _, e, _, n = p.sizes
-    return (b, (_slots(p, STEPS) + MOST_TOGETHER - 1) // MOST_TOGETHER * MOST_TOGETHER * e * n)
+    return (b, _slots(p) * e * n)
 
 
 def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The output (b, l, e), the final state (b or k, e, n), and the checkpoints where they are asked for."""
     out = torch.empty_like(p.u, memory_format=torch.contiguous_format)
-    state = p.first_states()
+    state = p.first_states().transpose(1, 2).contiguous()
     checkpoints = state.new_empty(checkpoint_shape(p) if save else (0,))
     if p.u.numel():
         with torch.cuda.device_of(p.u):
-            chunk = _chunk(p)
-            config = FORWARD[chunk]
-            call = _Call(p, chunk, config.block, config.warps, FORWARD_FULL)
-            _, _, _, groups, n = p.sizes
-            B, C = (p.u.new_empty((call.slots, groups, n, chunk), dtype=p.dtype) for _ in range(2))
-            call.gather(B, C, n, chunk, config.lanes)
+            warps = FORWARD_WARPS if _programs(p) * FORWARD_WARPS >= FORWARD_FULL else FORWARD_WARPS_IN_PARTS
+            call = _Call(p, warps, FORWARD_FULL)
             limits = {} if torch.version.hip else {"maxnreg": FORWARD_REGISTERS}  # Triton refuses that one for ROCm
 
             def scan(states: Tensor, decay: Tensor | None) -> None:
                 kernels.scan_forward[call.grid](
                     **call.inputs,
-                    **_strided("A", p.A, "en"),
-                    B=B,
-                    C=C,
                     state=states,
                     decay=decay,
                     out=out,
                     checkpoints=checkpoints if save and decay is None else None,
-                    CHANNELS=config.block,
-                    LANES=config.lanes,
-                    STATES=max(config.lanes, 1 << (n - 1).bit_length()),
-                    TOGETHER=config.together,
                     SUMMARY=decay is not None,
                     **call.sizes,
                     **limits,
                 )
 
             call.over_parts(scan, state)
-    return out, state, checkpoints
+    return out, state.transpose(1, 2).contiguous(), checkpoints
 
 
 def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state: Tensor | None) -> Gradients:
@@ -103,12 +75,7 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
         grad_state.copy_(grad_final_state.transpose(1, 2))
     if p.u.numel():
         with torch.cuda.device_of(p.u):
-            warps = min(BACKWARD_WARPS, 1 << (n - 1).bit_length())
-            call = _Call(p, STEPS, BACKWARD_BLOCK, warps, BACKWARD_FULL)
-            padded = -(-n // warps) * warps
-            BC = p.u.new_empty((call.slots, groups, padded, 2, STEPS), dtype=p.dtype)
-            call.gather(BC, BC[:, :, :, 1], padded, 2 * STEPS, lanes=1)
-            A = p.A.t().to(p.dtype, memory_format=torch.contiguous_format, copy=True)
+            call = _Call(p, BACKWARD_WARPS, BACKWARD_FULL)
             programs = p.state_shape[0] * call.parts
             grad_A = p.u.new_zeros((programs, n, e), dtype=p.dtype)
             grad_D, grad_bias = (p.u.new_empty((programs, e), dtype=p.dtype) for _ in range(2))
@@ -117,8 +84,6 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
             def scan(states: Tensor, decay: Tensor | None) -> None:
                 kernels.scan_backward[call.grid](
                     **call.inputs,
-                    A=A,
-                    BC=BC,
                     checkpoints=checkpoints,
                     **_strided("grad_out", grad_out, "ble"),
                     grad_state=states,
@@ -131,8 +96,6 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
                     grad_D=grad_D,
                     grad_bias=grad_bias,
                     slots=call.slots,
-                    WARPS=warps,
-                    TOGETHER=FORWARD[_chunk(p)].together,
                     SUMMARY=decay is not None,
                     **call.sizes,
                 )
@@ -166,20 +129,21 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
 class _Call:
     """What the forward and the backward have in common: the grid, and most of the kernels' arguments."""
 
-    def __init__(self, p: Problem, chunk: int, block: int, warps: int, full: int) -> None:
+    def __init__(self, p: Problem, most_warps: int, full: int) -> None:
         b, l, e, groups, n = p.sizes
-        sequences = p.state_shape[0]
-        self._problem = p
+        warps = min(most_warps, 1 << (n - 1).bit_length())
         self.bounds = whole_bounds("selective_scan", l, p.cu_seqlens, p.u.device)
-        chunks = -(-l // chunk)
-        self.slots = b * _slots(p, chunk)
-        self.blocks = -(-(e // groups) // block)  # programs that share the channels of a group
-        programs = sequences * groups * self.blocks
-        part_chunks = -(-chunks // (1 if programs * warps >= full else min(chunks, 2 * full // (programs * warps))))
+        self.slots = b * _slots(p)
+        self.blocks = -(-(e // groups) // CHANNELS)  # programs that share the channels of a group
+        chunks, programs = -(-l // STEPS), _programs(p)
+        parts = 1 if programs * warps >= full else 2 * full // (programs * warps)
+        part_chunks = max(LEAST_PART, -(-chunks // parts))
         self.parts = -(-chunks // part_chunks)
         self.grid = (programs * self.parts,)
         self.inputs = _strided("u", p.u, "ble") | _strided("delta", p.delta, "ble") | _strided("z", p.z, "ble")
         self.inputs |= _strided("D", p.D, "e") | _strided("bias", p.delta_bias, "e")
+        self.inputs["A"] = p.A.t().to(p.dtype, memory_format=torch.contiguous_format, copy=True)
+        self.inputs["BC"] = self._projections(p, -(-n // warps) * warps)
         self.sizes = {
             "bounds": self.bounds,
             "length": l,
@@ -190,31 +154,30 @@ class _Call:
             "part_chunks": part_chunks,
             "REVERSE": p.reverse,
             "SOFTPLUS": p.delta_softplus,
+            "WARPS": warps,
             "num_warps": warps,
             "enable_fp_fusion": True,
         }
 
-    def gather(self, B: Tensor, C: Tensor, states: int, spacing: int, lanes: int) -> None:
-        """Fill B and C as the kernels read them, (slots, g, states, chunk) with their states `spacing` apart."""
-        p = self._problem
+    def _projections(self, p: Problem, states: int) -> Tensor:
+        """B and C as the kernels read them, for so many states."""
         _, l, _, groups, n = p.sizes
+        BC = p.u.new_empty((self.slots, groups, states, 2, STEPS), dtype=p.dtype)
         kernels.gather_projections[(self.slots * groups * -(-states // PROJECTION_BLOCK),)](
             **_strided("B", p.B, "blgn"),
             **_strided("C", p.C, "blgn"),
-            B_out=B,
-            C_out=C,
+            BC=BC,
             bounds=self.bounds,
             sequences=p.state_shape[0],
             length=l,
             groups=groups,
             n=n,
             states=states,
-            spacing=spacing,
             REVERSE=p.reverse,
-            LANES=lanes,
             BLOCK=PROJECTION_BLOCK,
             enable_fp_fusion=True,
         )
+        return BC
 
     def over_parts(self, scan: Callable[[Tensor, Tensor | None], None], state: Tensor, backward: bool = False) -> None:
         """Run `scan` on all parts of the sequences at once; `state` goes from that before to that behind them all.
@@ -226,7 +189,8 @@ class _Call:
             backward: The state enters at the last part.
         """
         if self.parts == 1:
-            return scan(state, None)
+            scan(state, None)
+            return
         k, size = state.shape[0], state[0].numel()
         through = state.new_zeros((k, self.parts, *state.shape[1:]))
         decay = torch.empty_like(through)
@@ -234,7 +198,8 @@ class _Call:
         kernels.join_parts[(k * -(-size // JOIN_BLOCK),)](
             state, through, decay, size, self.parts, BACKWARD=backward, BLOCK=JOIN_BLOCK, enable_fp_fusion=True
         )
-        return scan(through, None)
+        scan(through, None)
+        state.copy_(through[:, 0 if backward else -1])
 
 
 def update(
@@ -275,7 +240,7 @@ def update(
             n=n,
             WIDE=arithmetic_dtype((u, delta, A, B, C, D, z, delta_bias, state)) == torch.float64,
             SOFTPLUS=delta_softplus,
-            CHANNELS=channels,
+            BLOCK=channels,
             STATES=states,
             num_warps=4,
             enable_fp_fusion=True,
@@ -283,18 +248,15 @@ def update(
     return out
 
 
-def _chunk(p: Problem) -> int:
-    """Positions of a chunk of the forward: as few as fill a GPU by the lanes that share them, if any do; about `l`."""
-    l, channels = p.u.shape[1], p.state_shape[0] * p.u.shape[2]
-    for chunk, config in FORWARD.items():
-        if channels // config.block * config.warps >= FORWARD_FULL:
-            return min(chunk, max(min(FORWARD), 1 << (l - 1).bit_length()))
-    return min(FORWARD)
+def _programs(p: Problem) -> int:
+    """Blocks of channels, of each group and each sequence."""
+    _, _, e, groups, _ = p.sizes
+    return p.state_shape[0] * groups * -(-(e // groups) // CHANNELS)
 
 
-def _slots(p: Problem, chunk: int) -> int:
+def _slots(p: Problem) -> int:
     """Room for the chunks of a row of the batch, where each packed sequence begins one of its own."""
-    return (p.sizes[1] + chunk - 1) // chunk + (0 if p.cu_seqlens is None else p.cu_seqlens.shape[0])
+    return (p.sizes[1] + STEPS - 1) // STEPS + (0 if p.cu_seqlens is None else p.cu_seqlens.shape[0])
 
 
 def _strided(name: str, x: Tensor | None, axes: str) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """The Triton kernels of the selective scan. Only `triton_gpu.py` imports this file, when a call runs on a GPU.
 
-A program walks over a part of a sequence and a block of its channels. A thread holds `STEPS` consecutive positions in
-registers, in a tile whose form is
+A program walks over a part of a sequence and a block of 32 channels, a chunk of `STEPS` positions at a time, and within
+a chunk over the states, a round of `WARPS` at a time. It works on tiles of the form
 
-    forward    (STEPS, CHANNELS, LANES, 1)    one state index at a time; `LANES` threads share a chunk's positions
-    backward   (STEPS, WARPS, CHANNELS, 1)    a state index in each warp; a chunk has no more than `STEPS` positions
+    (STEPS, WARPS, CHANNELS, 1)
 
-for Triton gives the trailing axes to the threads of a warp, then to the warps, and keeps the leading ones in registers.
-So it is where a warp has 32 threads; elsewhere the results are the same, and the layout another.
+for Triton gives the trailing axes to the threads of a warp, then to the warps, and keeps the leading ones in registers:
+a warp has a state index, and a thread the positions of a channel. So it is where a warp has 32 threads; elsewhere the
+results are the same, and the layout another.
 The last axis is new wherever a tile enters this form: over a new axis, the layout of a load does not spread.
 
+What is carried from chunk to chunk, a number for each channel and state, stands in memory, so that n has no limit.
+A round loads what the next one needs where its own is used for the last time: so it takes no register, and is there in
+time. What a chunk needs both before and behind its rounds is loaded twice, for registers are what the kernels lack.
+
 Positions count in the direction of the scan. A padded position has a step size of zero: the state passes through it.
-README.md has the maths, and says how threads and chunks hand over the state.
+README.md has the maths.
 
 Counts that vary from batch to batch are not specialized: Triton would compile anew where one is 1 or a multiple of 16.
 """
@@ -20,21 +24,8 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-STEPS = tl.constexpr(16)  # between the states that the forward keeps
-
-
-@triton.jit
-def _over_lanes(decay, h, lane):
-    """The recurrence over the lanes of (CHANNELS, LANES, 1): the state that leaves each; log2(LANES) rounds."""
-    LANES: tl.constexpr = h.shape[1]
-    for i in tl.static_range(5):
-        if 1 << i < LANES:
-            inside = lane >= 1 << i
-            source = tl.broadcast_to(tl.where(inside, lane - (1 << i), lane), h.shape)
-            h = tl.where(inside, decay * tl.gather(h, source, 1) + h, h)
-            if 2 << i < LANES:
-                decay = tl.where(inside, decay * tl.gather(decay, source, 1), decay)
-    return h
+STEPS = tl.constexpr(16)  # positions of a chunk
+CHANNELS = tl.constexpr(32)  # of a program: the threads of a warp
 
 
 @triton.jit
@@ -116,34 +107,19 @@ def _wide(size):
 
 
 @triton.jit
-def _span(s, bounds, length, TIME: tl.constexpr):
-    """Row, first position, the one behind the last, and first chunk slot of sequence `s`."""
+def _span(s, bounds, length):
+    """Row, first position, the one behind the last, chunks, and first chunk slot of sequence `s`."""
     row, start, stop = s.to(tl.int64), tl.zeros((), tl.int64), _wide(length)
-    slot = row * tl.cdiv(length, TIME)
+    slot = row * tl.cdiv(length, STEPS)
     if bounds is not None:
         row, start, stop = row * 0, tl.load(bounds + s), tl.load(bounds + s + 1)
-        slot = start // TIME + s
-    return row, start, stop, slot
-
-
-@triton.jit
-def _to_lanes(x, LANES: tl.constexpr):
-    """A tile (TIME, CHANNELS) in the form of the forward."""
-    x = tl.permute(tl.reshape(x, (LANES, STEPS, x.shape[1])), (1, 2, 0))
-    return x[:, :, :, None]
-
-
-@triton.jit
-def _from_lanes(x):
-    """The inverse of `_to_lanes`."""
-    CHANNELS: tl.constexpr = x.shape[1]
-    LANES: tl.constexpr = x.shape[2]
-    return tl.reshape(tl.permute(tl.reshape(x, (STEPS, CHANNELS, LANES)), (2, 0, 1)), (LANES * STEPS, CHANNELS))
+        slot = start // STEPS + s
+    return row, start, stop, tl.cdiv(stop - start, STEPS), slot
 
 
 @triton.jit
 def _to_warps(x, y):
-    """Two tiles (STEPS, CHANNELS) in the form of the backward, each warp with all of them.
+    """Two tiles (STEPS, CHANNELS) in the form of the rounds, each warp with all of them.
 
     They go there as one, which the compiler does not look through: else it computes anew in each warp what they come
     from. A tile alone goes as both.
@@ -176,10 +152,10 @@ def _sums_over_channels(x, y):
 
 @triton.jit
 def _to_channels(x):
-    """The two halves of (WARPS, 2 * STEPS, 1), tiles of the backward that are the same in each of its 32 channels."""
+    """B and C of a round, (WARPS, 2 * STEPS, 1), as two tiles, the same in each channel."""
     x = tl.permute(x, (1, 0, 2))[:, :, :, None]
-    x = tl.broadcast_to(x, (x.shape[0], x.shape[1], 32, 1))
-    x = tl.reshape(x, (2, STEPS, x.shape[1], 32, 1))
+    x = tl.broadcast_to(x, (x.shape[0], x.shape[1], CHANNELS, 1))
+    x = tl.reshape(x, (2, STEPS, x.shape[1], CHANNELS, 1))
     half = tl.arange(0, 2)[:, None, None, None, None]
     return _pick(x, half == 0), _pick(x, half == 1)
 
@@ -192,50 +168,28 @@ def _step_size(delta, bias, valid, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def _place(step, lane, LANES: tl.constexpr):
-    """Where a chunk's B and C stand: four steps side by side, so that the lanes read a line of memory together."""
-    return step // 4 * (4 * LANES) + lane * 4 + step % 4
-
-
-@triton.jit
-def _over_time(pointer, lanes):
-    """B or C of one state index over a chunk, a tile of the forward for one channel.
-
-    In loads of few elements: Triton lets every thread load what it needs by itself where a load has fewer than there
-    are threads, and else takes them through shared memory.
-    """
-    numbers, piece = tl.arange(0, STEPS // 4), tl.arange(0, 4)
-    tile = tl.zeros((STEPS // 4, 4, lanes.shape[0]), pointer.dtype.element_ty)
-    for i in tl.static_range(STEPS // 4):
-        values = tl.load(pointer + _place(i * 4 + piece[:, None], lanes[None, :], lanes.shape[0]))
-        tile = tl.where((numbers == i)[:, None, None], values[None], tile)
-    return tl.reshape(tile, (STEPS, lanes.shape[0]))[:, None, :, None]
-
-
-@triton.jit
-def _state(tile, j, numbers):
-    """State `j` of each channel, (CHANNELS, 1, 1), from the lane that holds it."""
-    LANES: tl.constexpr = tile.shape[2]
-    held = _pick(tile, (numbers ^ j) < LANES)  # the same multiple of LANES
-    return tl.gather(held, (tl.full((tile.shape[1], 1, 1), 0, tl.int32) + j) % LANES, 1)
-
-
-@triton.jit
-def _place_of_program(channels, groups, parts, BLOCK: tl.constexpr):
+def _place_of_program(channels, groups, parts):
     """The sequence of this program, the part of it, the group, and the block of the group's channels."""
-    blocks = tl.cdiv(channels, BLOCK) * groups
+    blocks = tl.cdiv(channels, CHANNELS) * groups
     part = tl.program_id(0) // blocks % parts
     s = tl.program_id(0) // blocks // parts
-    group = tl.program_id(0) % blocks // tl.cdiv(channels, BLOCK)
-    block = tl.program_id(0) % tl.cdiv(channels, BLOCK)
+    group = tl.program_id(0) % blocks // tl.cdiv(channels, CHANNELS)
+    block = tl.program_id(0) % tl.cdiv(channels, CHANNELS)
     return s, part, group, block
 
 
 @triton.jit
-def _channels_of_block(group, block, channels, CHANNELS: tl.constexpr):
+def _channels_of_block(group, block, channels):
     """The channels of a block, and which there are."""
     inside = block * CHANNELS + tl.arange(0, CHANNELS)
     return (group * channels + inside).to(tl.int64), inside < channels
+
+
+@triton.jit
+def _chunks_of_part(part, part_chunks, chunks):
+    """The first chunk of a part, and the one behind its last."""
+    first = tl.minimum(_wide(part_chunks) * part, chunks)
+    return first, tl.minimum(first + part_chunks, chunks)
 
 
 @triton.jit
@@ -267,6 +221,17 @@ def _widen_chunk(u_t, delta_t, grad_t, z_t, z, bias, valid, dtype: tl.constexpr,
     return step, raw, u_t.to(dtype), grad_f, grad_y, z_f
 
 
+@triton.jit
+def _store_decays(decay, passed, A, channel, held, n, e):
+    """What a part multiplies the states of its channels by, from the sum of its step sizes."""
+    A += channel
+    decay += channel
+    for _ in range(n):
+        tl.store(decay, tl.exp2(passed * (tl.load(A, held, 0) * LOG2E)), held)
+        A += e
+        decay += e
+
+
 @triton.jit(do_not_specialize=["parts", "part_chunks"])
 def scan_forward(
     u,
@@ -281,19 +246,16 @@ def scan_forward(
     z_b,
     z_l,
     z_e,
-    A,
-    A_e,
-    A_n,
+    A,  # (n, e)
     D,
     D_e,
     bias,
     bias_e,
-    B,  # (slots, g, n, TIME), as `gather_projections` lays it out
-    C,
-    state,  # (sequences, parts, e, n): the state that enters each part; then that which leaves it
+    BC,  # (slots, g, n, 2, STEPS), as `gather_projections` lays it out, n a multiple of WARPS
+    state,  # (sequences, parts, n, e): the state that enters each part; then, chunk by chunk, that which leaves
     decay,  # the same, for a summary: what a part multiplies the state by
     out,  # (b, l, e)
-    checkpoints,  # (slots of STEPS positions / TOGETHER, n, e, TOGETHER) or None
+    checkpoints,  # (slots, n, e): the state that enters each chunk; or None
     bounds,
     length,
     channels,  # of a group
@@ -303,113 +265,97 @@ def scan_forward(
     part_chunks,  # of a part
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LANES: tl.constexpr,
-    STATES: tl.constexpr,  # n, at least LANES and a power of two
-    TOGETHER: tl.constexpr,  # kept states of a channel that lie side by side
-    SUMMARY: tl.constexpr,  # the states and the decays alone
+    WARPS: tl.constexpr,
+    SUMMARY: tl.constexpr,  # the states and the decays alone, of all parts but the last
 ):
     """A block of channels over a part of a sequence, from its first chunk to its last."""
-    TIME: tl.constexpr = STEPS * LANES
     dtype = state.dtype.element_ty
-    s, part, group, block = _place_of_program(channels, groups, parts, CHANNELS)
-    row, start, stop, slot = _span(s, bounds, length, TIME)
+    s, part, group, block = _place_of_program(channels, groups, parts)
+    row, start, stop, chunks, slot = _span(s, bounds, length)
+    first, end = _chunks_of_part(part, part_chunks, chunks)
+    if SUMMARY:
+        end = tl.where(part == parts - 1, first, end)
     e = channels * groups
+    states = _wide(n) * e
+    rounds = tl.cdiv(n, WARPS)
 
-    channel, held = _channels_of_block(group, block, channels, CHANNELS)
-    steps, lanes = tl.arange(0, STEPS), tl.arange(0, LANES)
-    nothing = tl.full((CHANNELS, LANES, 1), -0.0, dtype)  # x is x + -0.0, even where it is 0.0
-    lane = lanes[None, :, None]
-    last_lane = tl.full((CHANNELS, 1, 1), LANES - 1, tl.int32)
-    before = tl.broadcast_to(tl.maximum(lane - 1, 0), (CHANNELS, LANES, 1))
-
-    # The states carried from chunk to chunk: `LANES` threads share those of a channel.
-    numbers_3 = (tl.arange(0, STATES // LANES)[:, None] * LANES + lanes[None, :])[:, None, :]
-    numbers = numbers_3[:, :, :, None]
-    there = held[None, :, None] & (numbers_3 < n)
-    state_3 = ((s.to(tl.int64) * parts + part) * e + channel[None, :, None]) * n + numbers_3
-    carried = tl.load(state + state_3, there, 0)[:, :, :, None]
-    A_3 = A + channel[None, :, None] * A_e + numbers_3.to(tl.int64) * A_n
-    exponents = tl.load(A_3, there, 0)[:, :, :, None].to(dtype) * LOG2E
-
+    channel, held = _channels_of_block(group, block, channels)
+    steps, warps = tl.arange(0, STEPS), tl.arange(0, WARPS)[:, None, None]
+    item = tl.arange(0, 2 * STEPS)[None, :, None]
+    held_3 = held[None, :, None]
     bias_v = None if bias is None else tl.load(bias + channel * bias_e, held, 0).to(dtype)
+    D_v = None if D is None else tl.load(D + channel * D_e, held, 0).to(dtype)
     u += row * u_b + channel * u_e
     delta += row * delta_b + channel * delta_e
     if z is not None:
         z += row * z_b + channel * z_e
     out += row * length * e + channel
-    _row, _start, _stop, stretch = _span(s, bounds, length, STEPS)
-
+    state += (s.to(tl.int64) * parts + part) * states
+    in_round = warps * e + channel[None, :, None]
     if SUMMARY:
-        passed = tl.zeros((CHANNELS, LANES, 1), dtype)
-    first_chunk = tl.minimum(start * 0 + part * part_chunks, tl.cdiv(stop - start, TIME))
-    begin = first_chunk * TIME
-    slot += first_chunk
-    time = begin + tl.arange(0, TIME)
+        passed = tl.zeros((STEPS, CHANNELS), dtype)
+
+    slot += first
+    time = first * STEPS + steps
     valid, place = _positions(time, start, stop, held, REVERSE)
     u_t = _tile(u, place, u_l, valid)
     delta_t = _tile(delta, place, delta_l, valid)
-    for _ in range(tl.minimum(tl.cdiv(stop - start, TIME) - first_chunk, part_chunks)):
-        projections = (slot * groups + group) * n * TIME
-        b = _over_time(B + projections, lanes)
-        if not SUMMARY:
-            c = _over_time(C + projections, lanes)
+    for _ in range(end - first):
+        # Of the first round of the states.
+        BC_r = BC + (slot * groups + group) * rounds * (WARPS * 2 * STEPS) + warps * (2 * STEPS) + item
+        A_r, state_r = A + in_round, state + in_round
         if checkpoints is not None:
-            keep = (begin + lanes * STEPS < stop - start)[:, None] & held[None, :]
-            kept = stretch + begin // STEPS + lanes
-            kept_at = (kept // TOGETHER * n * e * TOGETHER + kept % TOGETHER)[:, None] + channel[None, :] * TOGETHER
-            # As if they were scattered: else Triton moves the states through shared memory, to store them in order.
-            kept_at = tl.max_contiguous(checkpoints + kept_at, (1, 1))
+            checkpoints_r = checkpoints + slot * states + in_round
+        there = (warps < n) & held_3
+        both = tl.load(BC_r)
+        A_j = tl.load(A_r, there, 0)
+        h_0 = tl.load(state_r, there, 0)
         step, _raw = _step_size(delta_t.to(dtype), bias_v, valid, SOFTPLUS)
-        delta_s = _to_lanes(step, LANES)
-        x_s = _to_lanes(u_t, LANES).to(dtype) * delta_s
-        delta_sum = tl.sum(delta_s, 0)
+        x_s, step_s = _to_warps(u_t.to(dtype) * step, step)
         if SUMMARY:
-            passed += delta_sum
-        y_s = tl.zeros((STEPS, CHANNELS, LANES, 1), dtype)
-        for j in range(n):
-            following = projections + tl.minimum(j + 1, n - 1) * TIME
-            exponent = _state(exponents, j, numbers)
-            h_0 = _state(carried, j, numbers)
-            a = tl.exp2(delta_s * exponent[None])
-            a_all = tl.exp2(delta_sum * exponent)
-            x = x_s * b
-            b = _over_time(B + following, lanes)  # a round ahead, so that nothing waits for it
-            _keeps, h, h_all = _recur(a, x, nothing, steps)
-            h_all = _over_lanes(a_all, tl.where(lane == 0, a_all * h_0 + h_all, h_all), lane)
-            carried = tl.where(numbers == j, tl.gather(h_all, last_lane, 1)[None], carried)
+            passed += step
+        y_s = tl.zeros((STEPS, WARPS, CHANNELS, 1), dtype)
+        for r in range(rounds):
+            more = tl.where(r + 1 < rounds, WARPS, 0)
+            BC_r += more * (2 * STEPS)
+            A_r += more * e
+            next_there = (r * WARPS + more + warps < n) & held_3
+            b, c = _to_channels(both)
+            both = tl.load(BC_r)
+            a = tl.exp2(step_s * (A_j * LOG2E)[None])
+            A_j = tl.load(A_r, next_there, 0)
+            if checkpoints is not None:
+                tl.store(checkpoints_r, h_0, there)
+                checkpoints_r += WARPS * e
+            _keeps, h, leaves = _recur(a, x_s * b, h_0, steps)
+            h_0 = tl.load(state_r + more * e, next_there, 0)
+            tl.store(state_r, leaves, there)
+            state_r += WARPS * e
             if not SUMMARY:
-                h_in = tl.where(lane == 0, h_0, tl.gather(h_all, before, 1))
-                if checkpoints is not None:
-                    tl.store(kept_at, tl.permute(tl.reshape(h_in, (CHANNELS, LANES)), (1, 0)), keep)
-                    kept_at = tl.max_contiguous(kept_at + e * TOGETHER, (1, 1))
-                _keeps, h, h_all = _recur(a, x, h_in, steps)
                 y_s += h * c
-                c = _over_time(C + following, lanes)
-        # What the next chunk needs, and this one again, are loaded together.
+            there = next_there
         now, now_valid = place, valid
         if D is not None:
-            u_now = _tile(u, now, u_l, now_valid)
+            u_n = _tile(u, now, u_l, now_valid)
         if z is not None:
-            z_now = _tile(z, now, z_l, now_valid)
-        begin += TIME
-        time = begin + tl.arange(0, TIME)
+            z_n = _tile(z, now, z_l, now_valid)
+        time += STEPS
         valid, place = _positions(time, start, stop, held, REVERSE)
         u_t = _tile(u, place, u_l, valid)
         delta_t = _tile(delta, place, delta_l, valid)
         if not SUMMARY:
-            y = _from_lanes(y_s)
+            y = _sum_of_warps(y_s)
             if D is not None:
-                y += tl.load(D + channel * D_e, held, 0).to(dtype)[None, :] * u_now.to(dtype)
+                y += D_v[None, :] * u_n.to(dtype)
             if z is not None:
-                z_f = z_now.to(dtype)
+                z_f = z_n.to(dtype)
                 y *= z_f * _sigmoid(z_f)
             tl.store(out[None, :] + now * e, y.to(out.dtype.element_ty), now_valid)
         slot += 1
-    tl.store(state + state_3, tl.reshape(carried, there.shape), there)
+        tl.debug_barrier()  # what this chunk stored to be carried, the next one loads, perhaps by other threads
     if SUMMARY:
-        decays = tl.exp2(tl.sum(passed, 1)[None, :, None, :] * exponents)
-        tl.store(decay + state_3, tl.reshape(decays, there.shape), there)
+        decay += (s.to(tl.int64) * parts + part) * states
+        _store_decays(decay, tl.sum(passed, 0), A, channel, held, n, e)
 
 
 @triton.jit(do_not_specialize=["slots", "parts", "part_chunks"])
@@ -431,8 +377,8 @@ def scan_backward(
     D_e,
     bias,
     bias_e,
-    BC,  # (slots, g, n, 2, STEPS), as `gather_projections` lays it out, n a multiple of WARPS
-    checkpoints,  # (slots of STEPS positions / TOGETHER, n, e, TOGETHER)
+    BC,  # as in the forward
+    checkpoints,  # (slots, n, e)
     bounds,
     grad_out,
     grad_out_b,
@@ -457,29 +403,26 @@ def scan_backward(
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     WARPS: tl.constexpr,
-    TOGETHER: tl.constexpr,  # kept states of a channel that lie side by side
-    SUMMARY: tl.constexpr,  # the states' gradients and the decays alone
+    SUMMARY: tl.constexpr,  # the states' gradients and the decays alone, of all parts but the first
 ):
-    """A block of 32 channels over a part of a sequence, from its last chunk to its first.
+    """A block of channels over a part of a sequence, from its last chunk to its first.
 
-    The states within a chunk come again from the one that the forward kept before it. What is carried from chunk to
-    chunk, a number for each channel and state, stands in memory, so that n has no limit.
-
-    Registers are what this kernel lacks. So a round of the states loads what the next one needs where its own is used
-    for the last time, and what a chunk needs is loaded and computed again behind its rounds, not kept through them.
+    The states within a chunk come again from the one that the forward kept.
     """
-    CHANNELS: tl.constexpr = 32  # the threads of a warp
     dtype = grad_state.dtype.element_ty
-    s, part, group, block = _place_of_program(channels, groups, parts, CHANNELS)
-    row, start, stop, slot = _span(s, bounds, length, STEPS)
+    s, part, group, block = _place_of_program(channels, groups, parts)
+    row, start, stop, chunks, slot = _span(s, bounds, length)
+    first, end = _chunks_of_part(part, part_chunks, chunks)
+    if SUMMARY:
+        end = tl.where(part == 0, first, end)
     e = channels * groups
     states = _wide(n) * e
     rounds = tl.cdiv(n, WARPS)
 
-    channel, held = _channels_of_block(group, block, channels, CHANNELS)
+    channel, held = _channels_of_block(group, block, channels)
     steps, warps = tl.arange(0, STEPS), tl.arange(0, WARPS)[:, None, None]
-    channel_3, held_3 = channel[None, :, None], held[None, :, None]
     item = tl.arange(0, 2 * STEPS)[None, :, None]
+    held_3 = held[None, :, None]
     bias_v = None if bias is None else tl.load(bias + channel * bias_e, held, 0).to(dtype)
     D_v = None if D is None else tl.load(D + channel * D_e, held, 0).to(dtype)
     u += row * u_b + channel * u_e
@@ -491,34 +434,27 @@ def scan_backward(
         z += row * z_b + channel * z_e
         grad_z += row * length * e + channel
     program = s.to(tl.int64) * parts + part
-    # Of the first round of the states.
-    in_round = warps * e + channel_3
-    A_w = A + in_round
-    grad_state_w = grad_state + program * states + in_round
-    grad_A_w = grad_A + program * states + in_round
-    checkpoints_w = checkpoints + in_round * TOGETHER
-    BC_w = BC + warps * (2 * STEPS) + item
-    grad_BC_w = grad_BC + warps * (2 * STEPS) + item
+    grad_state += program * states
+    grad_A += program * states
+    in_round = warps * e + channel[None, :, None]
     sum_D = tl.zeros((STEPS, CHANNELS), dtype)
     sum_bias = tl.zeros((STEPS, CHANNELS), dtype)
     if SUMMARY:
         passed = tl.zeros((STEPS, CHANNELS), dtype)
 
-    first_chunk = tl.minimum(start * 0 + part * part_chunks, tl.cdiv(stop - start, STEPS))
-    end_chunk = tl.minimum(first_chunk + part_chunks, tl.cdiv(stop - start, STEPS))
-    slot += end_chunk
-    time = (end_chunk - 1) * STEPS + steps
+    slot += end
+    time = (end - 1) * STEPS + steps
     valid, place = _positions(time, start, stop, held, REVERSE)
-    valid &= (time >= first_chunk * STEPS)[:, None]
+    valid &= (time >= first * STEPS)[:, None]
     u_t, delta_t, grad_t, z_t = _load_chunk(u, u_l, delta, delta_l, grad_out, grad_out_l, z, z_l, place, valid)
-    for _ in range(end_chunk - first_chunk):
+    for _ in range(end - first):
         slot -= 1
-        A_r, grad_state_r, grad_A_r = A_w, grad_state_w, grad_A_w
-        # As if they stood side by side: else Triton loads them in another layout than all else.
-        checkpoints_r = checkpoints_w + (slot // TOGETHER * states * TOGETHER + slot % TOGETHER)
-        checkpoints_r = tl.max_contiguous(checkpoints_r, (1, CHANNELS, 1))
-        BC_r = BC_w + (slot * groups + group) * rounds * (WARPS * 2 * STEPS)
-        grad_BC_r = grad_BC_w + ((block.to(tl.int64) * slots + slot) * groups + group) * n * (2 * STEPS)
+        # Of the first round of the states.
+        BC_r = BC + (slot * groups + group) * rounds * (WARPS * 2 * STEPS) + warps * (2 * STEPS) + item
+        A_r, grad_state_r, grad_A_r = A + in_round, grad_state + in_round, grad_A + in_round
+        checkpoints_r = checkpoints + slot * states + in_round
+        grad_BC_r = grad_BC + ((block.to(tl.int64) * slots + slot) * groups + group) * n * (2 * STEPS)
+        grad_BC_r += warps * (2 * STEPS) + item
         there = (warps < n) & held_3
         both = tl.load(BC_r)
         A_j = tl.load(A_r, there, 0)
@@ -547,7 +483,7 @@ def scan_backward(
             a = tl.exp2(step_s * (A_j * LOG2E)[None])
             if not SUMMARY:
                 keeps, h, _h = _recur(a, x_s * b, h_0, steps)
-                checkpoints_r = tl.max_contiguous(checkpoints_r + more * e * TOGETHER, (1, CHANNELS, 1))
+                checkpoints_r += more * e
                 h_0 = tl.load(checkpoints_r, next_there, 0)
                 if z is not None:
                     y_s += h * c
@@ -575,7 +511,7 @@ def scan_backward(
             )
         time -= STEPS
         valid, place = _positions(time, start, stop, held, REVERSE)
-        valid &= (time >= first_chunk * STEPS)[:, None]
+        valid &= (time >= first * STEPS)[:, None]
         u_t, delta_t, grad_t, z_t = _load_chunk(u, u_l, delta, delta_l, grad_out, grad_out_l, z, z_l, place, valid)
         if not SUMMARY:
             step, raw, u_f, grad_f, grad_y, z_f = _widen_chunk(
@@ -602,13 +538,7 @@ def scan_backward(
             tl.store(grad_delta[None, :] + now * e, d_delta.to(grad_delta.dtype.element_ty), now_valid)
         tl.debug_barrier()  # what this chunk stored to be carried, the next one loads, perhaps by other threads
     if SUMMARY:
-        passed_by = tl.sum(passed, 0)
-        A += channel
-        decay += program * states + channel
-        for _ in range(n):
-            tl.store(decay, tl.exp2(passed_by * (tl.load(A, held, 0) * LOG2E)), held)
-            A += e
-            decay += e
+        _store_decays(decay + program * states, tl.sum(passed, 0), A, channel, held, n, e)
     else:
         if D is not None:
             tl.store(grad_D + program * e + channel, tl.sum(sum_D, 0), held)
@@ -618,7 +548,7 @@ def scan_backward(
 
 @triton.jit(do_not_specialize=["parts"])
 def join_parts(
-    state,  # (sequences, e * n): that which enters the first part; then that which leaves the last
+    state,  # (sequences, e * n): that which enters the first part
     through,  # (sequences, parts, e * n): what leaves each part where nothing enters it; then what enters it
     decay,  # the same: what a part multiplies by
     size,  # e * n
@@ -634,8 +564,7 @@ def join_parts(
         place = (s * parts + (parts - 1 - number if BACKWARD else number)) * size + i
         leaves = tl.load(through + place, i < size)
         tl.store(through + place, h, i < size)
-        h = tl.load(decay + place, i < size) * h + leaves
-    tl.store(state + s * size + i, h, i < size)
+        h = tl.load(decay + place, i < size) * h + leaves  # none asks for it behind the last part
 
 
 @triton.jit(do_not_specialize=["sequences"])
@@ -650,34 +579,30 @@ def gather_projections(
     C_l,
     C_g,
     C_n,
-    B_out,  # (slots, g, states, TIME), its states `spacing` apart
-    C_out,
+    BC,  # (slots, g, states, 2, STEPS)
     bounds,
     sequences,
     length,
     groups,
     n,
     states,  # n, or more of them: those are zero
-    spacing,
     REVERSE: tl.constexpr,
-    LANES: tl.constexpr,
     BLOCK: tl.constexpr,  # state indices
 ):
-    """B and C chunk by chunk in the direction of the scan, time innermost by `_place`, zero where padded."""
-    TIME: tl.constexpr = STEPS * LANES
+    """B and C chunk by chunk in the direction of the scan, time innermost, zero where padded."""
     blocks_n = tl.cdiv(states, BLOCK)
     slot = tl.program_id(0) // (groups * blocks_n)
-    row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length, TIME)
-    time = chunk * TIME + tl.arange(0, TIME)
+    row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length)
+    steps = tl.arange(0, STEPS)
+    time = chunk * STEPS + steps
     j = (tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     group = tl.program_id(0) // blocks_n % groups
     valid, place = _positions(time, start, stop, j < n, REVERSE)
-    in_chunk = _place(tl.arange(0, TIME) % STEPS, tl.arange(0, TIME) // STEPS, LANES)
-    target = ((slot.to(tl.int64) * groups + group) * states + j[None, :]) * spacing + in_chunk[:, None]
+    target = ((slot.to(tl.int64) * groups + group) * states + j[None, :]) * (2 * STEPS) + steps[:, None]
     for_B = tl.load(B + row * B_b + place * B_l + group.to(tl.int64) * B_g + j[None, :] * B_n, valid, 0)
     for_C = tl.load(C + row * C_b + place * C_l + group.to(tl.int64) * C_g + j[None, :] * C_n, valid, 0)
-    tl.store(B_out + target, for_B.to(B_out.dtype.element_ty), (j < states)[None, :])
-    tl.store(C_out + target, for_C.to(C_out.dtype.element_ty), (j < states)[None, :])
+    tl.store(BC + target, for_B.to(BC.dtype.element_ty), (j < states)[None, :])
+    tl.store(BC + target + STEPS, for_C.to(BC.dtype.element_ty), (j < states)[None, :])
 
 
 @triton.jit(do_not_specialize=["slots", "sequences", "blocks"])
@@ -698,7 +623,7 @@ def scatter_projections(
     """The inverse of `gather_projections`, over the sum of the blocks."""
     blocks_n = tl.cdiv(n, BLOCK)
     slot = tl.program_id(0) // (groups * blocks_n)
-    row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length, STEPS)
+    row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length)
     steps = tl.arange(0, STEPS)
     time = chunk * STEPS + steps
     j = (tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
@@ -752,13 +677,13 @@ def scan_update(
     n,
     WIDE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
     STATES: tl.constexpr,
 ):
     """One position: the state in place, and the output."""
     dtype: tl.constexpr = tl.float64 if WIDE else tl.float32
-    row = (tl.program_id(0) // tl.cdiv(e, CHANNELS)).to(tl.int64)
-    channel = tl.program_id(0) % tl.cdiv(e, CHANNELS) * CHANNELS + tl.arange(0, CHANNELS)
+    row = (tl.program_id(0) // tl.cdiv(e, BLOCK)).to(tl.int64)
+    channel = tl.program_id(0) % tl.cdiv(e, BLOCK) * BLOCK + tl.arange(0, BLOCK)
     held = channel < e
     group = (channel // channels).to(tl.int64)
     channel = channel.to(tl.int64)
@@ -767,7 +692,7 @@ def scan_update(
     if bias is not None:
         raw += tl.load(bias + channel * bias_e, held, 0).to(dtype)
     step = _softplus(raw) if SOFTPLUS else raw
-    y = tl.zeros((CHANNELS,), dtype)
+    y = tl.zeros((BLOCK,), dtype)
     for first in range(0, n, STATES):
         j = (first + tl.arange(0, STATES))[None, :].to(tl.int64)
         inside = held[:, None] & (j < n)
@@ -788,17 +713,17 @@ def scan_update(
 
 
 @triton.jit
-def _chunk_of(slot, bounds, sequences, length, TIME: tl.constexpr):
+def _chunk_of(slot, bounds, sequences, length):
     """Row, start, stop and number within its sequence of the chunk in a slot; past its end where the slot is unused."""
     if bounds is None:
-        s = slot // tl.cdiv(length, TIME)
+        s = slot // tl.cdiv(length, STEPS)
     else:  # the last sequence whose first slot is not behind this one
         s = tl.zeros((), tl.int32)
         above = s + sequences
         while above - s > 1:
             middle = (s + above) // 2
-            right = tl.load(bounds + middle) // TIME + middle <= slot
+            right = tl.load(bounds + middle) // STEPS + middle <= slot
             s = tl.where(right, middle, s)
             above = tl.where(right, above, middle)
-    row, start, stop, first_slot = _span(s, bounds, length, TIME)
+    row, start, stop, _chunks, first_slot = _span(s, bounds, length)
     return row, start, stop, slot - first_slot
