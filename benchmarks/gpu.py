@@ -12,8 +12,8 @@ the `chunked` backend in float64. Then it times, in bfloat16 and float32, with d
   them. It is installed, or built from a clone of its repository (`--mamba`); with neither the ratios are left out.
 
 Times are medians by CUDA events. Before each call a large tensor is written a few times: caches are then cold, and the
-host is ahead of the GPU, so that Python's time does not count. A share is the time that a copy of as many bytes takes, over
-that of the call; the bytes are those of each input read once and each output written once.
+host is ahead of the GPU, so that Python's time does not count. A share is the time that a copy of as many bytes takes,
+over that of the call; the bytes are those of each input read once and each output written once.
 """
 
 from __future__ import annotations
