@@ -87,11 +87,15 @@ def scan_problem(case, dtype):
     return ScanProblem(x["u"], x["delta"], x["A"], B, C, *rest, case.delta_softplus, case.reverse)
 
 
-@pytest.mark.parametrize(("warps", "dtype"), [(1, torch.bfloat16), (10**6, torch.float32)], ids=["whole", "in parts"])
+@pytest.mark.parametrize(
+    ("warps", "dtype"),
+    [(1, torch.bfloat16), (10**6, torch.float32), (1, torch.float64)],
+    ids=["whole", "in parts", "float64"],
+)
 @pytest.mark.parametrize("case", SCANS.values(), ids=SCANS.keys())
 def test_the_scan(case, dtype, warps, compiled, monkeypatch):
-    monkeypatch.setattr(scan, "FORWARD_FULL", warps)
-    monkeypatch.setattr(scan, "BACKWARD_FULL", warps)
+    for name in ("FORWARD", "BACKWARD"):
+        monkeypatch.setattr(scan, name, getattr(scan, name)._replace(full=warps))
     monkeypatch.setattr(scan, "LEAST_PART", 1)
     p = scan_problem(case, dtype)
     out, state, checkpoints = scan.forward(p, True)

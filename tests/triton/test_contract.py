@@ -62,8 +62,8 @@ def plain(case, dtype=torch.float32):
 
 def fill_a_gpu(warps, monkeypatch):
     """Have so many warps fill a GPU: with fewer, sequences are cut into parts."""
-    monkeypatch.setattr(scan_kernels, "FORWARD_FULL", warps)
-    monkeypatch.setattr(scan_kernels, "BACKWARD_FULL", warps)
+    for name in ("FORWARD", "BACKWARD"):
+        monkeypatch.setattr(scan_kernels, name, getattr(scan_kernels, name)._replace(full=warps))
     monkeypatch.setattr(scan_kernels, "LEAST_PART", 1)
 
 
@@ -83,7 +83,7 @@ def test_float64_is_exact(operation, case):
     assert_correct(case, on_device(operation), torch.float64)
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])  # of which a round takes one, two and four at once, or two in parts
+@pytest.mark.parametrize("n", [3, 4, 6])  # of which a round takes one, four, or two in parts, and two
 @pytest.mark.parametrize("warps", [1, 1 << 20], ids=["whole", "in parts"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_each_configuration_of_the_scan_is_right_alone(n, warps, packed, monkeypatch):
@@ -98,9 +98,31 @@ def test_a_layer_with_gradients_exports_with_any_batch_and_length():
     torch.export.export(Mamba(8).to(DEVICE), (torch.randn(2, 7, 8, device=DEVICE),), dynamic_shapes=dynamic)
 
 
-def test_chunks_rounds_of_states_and_blocks_of_channels_follow_each_other_in_a_program(monkeypatch):
-    fill_a_gpu(1, monkeypatch)
-    assert_correct(ScanCase(b=1, l=18, e=33, n=5), on_device(scan), torch.float32)
+@pytest.mark.parametrize("warps", [1, 9], ids=["whole", "two chunks a part"])
+def test_chunks_rounds_and_blocks_follow_each_other(warps, monkeypatch):
+    fill_a_gpu(warps, monkeypatch)
+    assert_correct(ScanCase(b=1, l=50, e=66, n=18, groups=2), on_device(scan), torch.float32)
+
+
+def test_an_infinity_stays_one():
+    case = ScanCase(b=1, l=16, e=1, n=3, D=False)
+    x = plain(case)
+    x |= {name: x[name].abs() for name in ("B", "C")}  # a sum of infinities of both signs is none
+    x["u"][0, 3] = torch.inf
+    out, exact = (call(partial(selective_scan, backend=backend), case, x)[0] for backend in ("triton", "chunked"))
+    assert exact.isinf().any()
+    torch.testing.assert_close(out, exact)
+
+
+@pytest.mark.parametrize("case", [ScanCase(l=3, n=1), ScanCase(l=3, e=1, n=2), ScanCase(lengths=(3, 0, 4), n=3)])
+def test_opcheck(case):
+    """The initial state is not written, and nothing is left unwritten."""
+    x = here(plain(case) | case.options())
+    tensors = [x[name] for name in ("u", "delta", "A")] + [x[name].unsqueeze(2) for name in ("B", "C")]
+    tensors += [x.get(name) for name in ("D", "z", "delta_bias", "initial_state", "cu_seqlens")]
+    torch.library.opcheck(
+        torch.ops.mmm_core.selective_scan, (*tensors, case.delta_softplus, case.reverse, True, "triton")
+    )
 
 
 def test_strides_of_a_window_beyond_32_bits():
@@ -114,15 +136,13 @@ def test_strides_of_a_window_beyond_32_bits():
     assert torch.equal(wide, narrow)
 
 
-@pytest.mark.parametrize("name", ["A", "B"])
-def test_strides_of_the_states_beyond_32_bits(name):
-    case = ScanCase(b=1, l=2, e=2, n=3)
+@pytest.mark.parametrize(("name", "axis"), [("A", 1), ("B", 2), ("u", 1), ("delta", 1), ("C", 1)])
+def test_strides_beyond_32_bits(name, axis):
+    case = ScanCase(b=1, l=3, e=2, n=3)
     inputs = plain(case)
-    if name == "A":
-        wide = torch.empty(3, 2**30, dtype=torch.bfloat16, device=DEVICE)[:, :2].t()
-    else:
-        wide = torch.empty(1, 3, 2**30, dtype=torch.bfloat16, device=DEVICE)[:, :, :2].transpose(1, 2)
-    wide.copy_(inputs[name].view(wide.shape))
+    x = inputs[name].movedim(axis, 0)
+    wide = torch.empty(3, 2**30, dtype=torch.bfloat16, device=DEVICE)[:, : x[0].numel()].unflatten(1, x.shape[1:])
+    wide = wide.copy_(x).movedim(0, axis)
     wide, narrow = (inputs | {name: x} for x in (wide, wide.contiguous()))
     assert all(torch.equal(*pair) for pair in zip(call(scan, case, wide), call(scan, case, narrow), strict=True))
 

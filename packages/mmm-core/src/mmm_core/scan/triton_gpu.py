@@ -5,7 +5,7 @@ The kernels are `triton_kernels.py`; README.md has the maths. Importing this fil
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -20,14 +20,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Config(NamedTuple):
+    """How a pass is laid out; measured on an H200."""
+
+    warps: int  # of a program, at most: state indices at once
+    warps_in_parts: int  # the same where the sequences are cut into parts
+    full: int  # warps that fill a GPU: where a call has fewer, it is cut into parts that run at once
+
+
 STEPS: int = kernels.STEPS.value
 CHANNELS: int = kernels.CHANNELS.value
-# State indices at once, and the warps that fill a GPU with that: where a call has fewer, its sequences are cut into
-# parts that run at once. Measured on an H200, like all numbers here.
-FORWARD_WARPS, FORWARD_FULL = 4, 2048
-FORWARD_WARPS_IN_PARTS = 2
+FORWARD = Config(warps=4, warps_in_parts=2, full=2048)
 FORWARD_REGISTERS = 128  # of a thread, so that 16 warps share a multiprocessor
-BACKWARD_WARPS, BACKWARD_FULL = 2, 1024
+BACKWARD = Config(warps=2, warps_in_parts=2, full=1024)
 LEAST_PART = 4  # chunks of a part: with fewer, the launches that parts need take longer than what they save
 PROJECTION_BLOCK = 16  # state indices that a program of `gather_projections` takes
 JOIN_BLOCK = 256  # states that a program of `join_parts` takes
@@ -43,11 +48,11 @@ def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The output (b, l, e), the final state (b or k, e, n), and the checkpoints where they are asked for."""
     out = torch.empty_like(p.u, memory_format=torch.contiguous_format)
     state = p.first_states().transpose(1, 2).contiguous()
-    checkpoints = state.new_empty(checkpoint_shape(p) if save else (0,))
+    # Between packed sequences there are slots that no chunk fills.
+    checkpoints = (state.new_empty if p.cu_seqlens is None else state.new_zeros)(checkpoint_shape(p) if save else (0,))
     if p.u.numel():
         with torch.cuda.device_of(p.u):
-            warps = FORWARD_WARPS if _programs(p) * FORWARD_WARPS >= FORWARD_FULL else FORWARD_WARPS_IN_PARTS
-            call = _Call(p, warps, FORWARD_FULL)
+            call = _Call(p, FORWARD)
             limits = {} if torch.version.hip else {"maxnreg": FORWARD_REGISTERS}  # Triton refuses that one for ROCm
 
             def scan(states: Tensor, decay: Tensor | None) -> None:
@@ -75,7 +80,7 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
         grad_state.copy_(grad_final_state.transpose(1, 2))
     if p.u.numel():
         with torch.cuda.device_of(p.u):
-            call = _Call(p, BACKWARD_WARPS, BACKWARD_FULL)
+            call = _Call(p, BACKWARD)
             programs = p.state_shape[0] * call.parts
             grad_A = p.u.new_zeros((programs, n, e), dtype=p.dtype)
             grad_D, grad_bias = (p.u.new_empty((programs, e), dtype=p.dtype) for _ in range(2))
@@ -129,21 +134,24 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
 class _Call:
     """What the forward and the backward have in common: the grid, and most of the kernels' arguments."""
 
-    def __init__(self, p: Problem, most_warps: int, full: int) -> None:
+    def __init__(self, p: Problem, config: Config) -> None:
         b, l, e, groups, n = p.sizes
-        warps = min(most_warps, 1 << (n - 1).bit_length())
         self.bounds = whole_bounds("selective_scan", l, p.cu_seqlens, p.u.device)
         self.slots = b * _slots(p)
         self.blocks = -(-(e // groups) // CHANNELS)  # programs that share the channels of a group
-        chunks, programs = -(-l // STEPS), _programs(p)
-        parts = 1 if programs * warps >= full else 2 * full // (programs * warps)
-        part_chunks = max(LEAST_PART, -(-chunks // parts))
+        chunks, programs = -(-l // STEPS), p.state_shape[0] * groups * self.blocks
+        round_of = n & -n  # the largest power of two that divides n: a round has no states that are none
+        warps, most_parts = min(config.warps, round_of), 1
+        if chunks > LEAST_PART and programs * warps < config.full:
+            warps = min(config.warps_in_parts, round_of)
+            most_parts = 2 * config.full // (programs * warps)
+        part_chunks = max(LEAST_PART, -(-chunks // most_parts))
         self.parts = -(-chunks // part_chunks)
         self.grid = (programs * self.parts,)
         self.inputs = _strided("u", p.u, "ble") | _strided("delta", p.delta, "ble") | _strided("z", p.z, "ble")
         self.inputs |= _strided("D", p.D, "e") | _strided("bias", p.delta_bias, "e")
         self.inputs["A"] = p.A.t().to(p.dtype, memory_format=torch.contiguous_format, copy=True)
-        self.inputs["BC"] = self._projections(p, -(-n // warps) * warps)
+        self.inputs["BC"] = self._projections(p)
         self.sizes = {
             "bounds": self.bounds,
             "length": l,
@@ -155,15 +163,15 @@ class _Call:
             "REVERSE": p.reverse,
             "SOFTPLUS": p.delta_softplus,
             "WARPS": warps,
-            "num_warps": warps,
+            "num_warps": max(1, warps // 2) if torch.version.hip else warps,  # AMD's have 64 threads
             "enable_fp_fusion": True,
         }
 
-    def _projections(self, p: Problem, states: int) -> Tensor:
-        """B and C as the kernels read them, for so many states."""
+    def _projections(self, p: Problem) -> Tensor:
+        """B and C as the kernels read them."""
         _, l, _, groups, n = p.sizes
-        BC = p.u.new_empty((self.slots, groups, states, 2, STEPS), dtype=p.dtype)
-        kernels.gather_projections[(self.slots * groups * -(-states // PROJECTION_BLOCK),)](
+        BC = p.u.new_empty((self.slots, groups, n, 2, STEPS), dtype=p.dtype)
+        kernels.gather_projections[(self.slots * groups * -(-n // PROJECTION_BLOCK),)](
             **_strided("B", p.B, "blgn"),
             **_strided("C", p.C, "blgn"),
             BC=BC,
@@ -172,7 +180,6 @@ class _Call:
             length=l,
             groups=groups,
             n=n,
-            states=states,
             REVERSE=p.reverse,
             BLOCK=PROJECTION_BLOCK,
             enable_fp_fusion=True,
@@ -183,10 +190,11 @@ class _Call:
         """Run `scan` on all parts of the sequences at once; `state` goes from that before to that behind them all.
 
         Args:
-            scan: Takes the states that enter the parts, and replaces them by those that leave; with a second tensor,
-                it does no more than that, and writes there what each part multiplies a state by.
-            state: A state for each of `k` sequences, in any order of its axes.
-            backward: The state enters at the last part.
+            scan: Takes the states that enter the parts, and replaces them by those that leave. With a second tensor it
+                does no more than that, and writes there what each part multiplies a state by; it leaves out the part
+                that a state reaches last.
+            state: A state for each of `k` sequences, (k, n, e).
+            backward: A state enters at the last part, not the first.
         """
         if self.parts == 1:
             scan(state, None)
@@ -246,12 +254,6 @@ def update(
             enable_fp_fusion=True,
         )
     return out
-
-
-def _programs(p: Problem) -> int:
-    """Blocks of channels, of each group and each sequence."""
-    _, _, e, groups, _ = p.sizes
-    return p.state_shape[0] * groups * -(-(e // groups) // CHANNELS)
 
 
 def _slots(p: Problem) -> int:

@@ -8,7 +8,7 @@ a chunk over the states, a round of `WARPS` at a time. It works on tiles of the 
 for Triton gives the trailing axes to the threads of a warp, then to the warps, and keeps the leading ones in registers:
 a warp has a state index, and a thread the positions of a channel. So it is where a warp has 32 threads; elsewhere the
 results are the same, and the layout another.
-The last axis is new wherever a tile enters this form: over a new axis, the layout of a load does not spread.
+A tile enters this form over an axis that is new, the last one or the first: the layout of its load then stays behind.
 
 What is carried from chunk to chunk, a number for each channel and state, stands in memory, so that n has no limit.
 A round loads what the next one needs where its own is used for the last time: so it takes no register, and is there in
@@ -17,7 +17,8 @@ time. What a chunk needs both before and behind its rounds is loaded twice, for 
 Positions count in the direction of the scan. A padded position has a step size of zero: the state passes through it.
 README.md has the maths.
 
-Counts that vary from batch to batch are not specialized: Triton would compile anew where one is 1 or a multiple of 16.
+Counts that vary from batch to batch, but for the length, are not specialized: Triton would compile anew where one is 1
+or a multiple of 16.
 """
 
 import triton
@@ -251,7 +252,7 @@ def scan_forward(
     D_e,
     bias,
     bias_e,
-    BC,  # (slots, g, n, 2, STEPS), as `gather_projections` lays it out, n a multiple of WARPS
+    BC,  # (slots, g, n, 2, STEPS), as `gather_projections` lays it out
     state,  # (sequences, parts, n, e): the state that enters each part; then, chunk by chunk, that which leaves
     decay,  # the same, for a summary: what a part multiplies the state by
     out,  # (b, l, e)
@@ -265,7 +266,7 @@ def scan_forward(
     part_chunks,  # of a part
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    WARPS: tl.constexpr,
+    WARPS: tl.constexpr,  # divides n
     SUMMARY: tl.constexpr,  # the states and the decays alone, of all parts but the last
 ):
     """A block of channels over a part of a sequence, from its first chunk to its last."""
@@ -277,12 +278,12 @@ def scan_forward(
         end = tl.where(part == parts - 1, first, end)
     e = channels * groups
     states = _wide(n) * e
-    rounds = tl.cdiv(n, WARPS)
+    rounds = n // WARPS
 
     channel, held = _channels_of_block(group, block, channels)
     steps, warps = tl.arange(0, STEPS), tl.arange(0, WARPS)[:, None, None]
     item = tl.arange(0, 2 * STEPS)[None, :, None]
-    held_3 = held[None, :, None]
+    held_3 = tl.broadcast_to(held[None, :, None], (WARPS, CHANNELS, 1))
     bias_v = None if bias is None else tl.load(bias + channel * bias_e, held, 0).to(dtype)
     D_v = None if D is None else tl.load(D + channel * D_e, held, 0).to(dtype)
     u += row * u_b + channel * u_e
@@ -306,10 +307,9 @@ def scan_forward(
         A_r, state_r = A + in_round, state + in_round
         if checkpoints is not None:
             checkpoints_r = checkpoints + slot * states + in_round
-        there = (warps < n) & held_3
         both = tl.load(BC_r)
-        A_j = tl.load(A_r, there, 0)
-        h_0 = tl.load(state_r, there, 0)
+        A_j = tl.load(A_r, held_3, 0)
+        h_0 = tl.load(state_r, held_3, 0)
         step, _raw = _step_size(delta_t.to(dtype), bias_v, valid, SOFTPLUS)
         x_s, step_s = _to_warps(u_t.to(dtype) * step, step)
         if SUMMARY:
@@ -319,21 +319,19 @@ def scan_forward(
             more = tl.where(r + 1 < rounds, WARPS, 0)
             BC_r += more * (2 * STEPS)
             A_r += more * e
-            next_there = (r * WARPS + more + warps < n) & held_3
             b, c = _to_channels(both)
             both = tl.load(BC_r)
             a = tl.exp2(step_s * (A_j * LOG2E)[None])
-            A_j = tl.load(A_r, next_there, 0)
+            A_j = tl.load(A_r, held_3, 0)
             if checkpoints is not None:
-                tl.store(checkpoints_r, h_0, there)
+                tl.store(checkpoints_r, h_0, held_3)
                 checkpoints_r += WARPS * e
             _keeps, h, leaves = _recur(a, x_s * b, h_0, steps)
-            h_0 = tl.load(state_r + more * e, next_there, 0)
-            tl.store(state_r, leaves, there)
+            h_0 = tl.load(state_r + more * e, held_3, 0)
+            tl.store(state_r, leaves, held_3)
             state_r += WARPS * e
             if not SUMMARY:
                 y_s += h * c
-            there = next_there
         now, now_valid = place, valid
         if D is not None:
             u_n = _tile(u, now, u_l, now_valid)
@@ -402,7 +400,7 @@ def scan_backward(
     part_chunks,  # of a part
     REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    WARPS: tl.constexpr,
+    WARPS: tl.constexpr,  # divides n
     SUMMARY: tl.constexpr,  # the states' gradients and the decays alone, of all parts but the first
 ):
     """A block of channels over a part of a sequence, from its last chunk to its first.
@@ -417,12 +415,12 @@ def scan_backward(
         end = tl.where(part == 0, first, end)
     e = channels * groups
     states = _wide(n) * e
-    rounds = tl.cdiv(n, WARPS)
+    rounds = n // WARPS
 
     channel, held = _channels_of_block(group, block, channels)
     steps, warps = tl.arange(0, STEPS), tl.arange(0, WARPS)[:, None, None]
     item = tl.arange(0, 2 * STEPS)[None, :, None]
-    held_3 = held[None, :, None]
+    held_3 = tl.broadcast_to(held[None, :, None], (WARPS, CHANNELS, 1))
     bias_v = None if bias is None else tl.load(bias + channel * bias_e, held, 0).to(dtype)
     D_v = None if D is None else tl.load(D + channel * D_e, held, 0).to(dtype)
     u += row * u_b + channel * u_e
@@ -445,7 +443,7 @@ def scan_backward(
     slot += end
     time = (end - 1) * STEPS + steps
     valid, place = _positions(time, start, stop, held, REVERSE)
-    valid &= (time >= first * STEPS)[:, None]
+    valid &= (time >= first * STEPS)[:, None]  # before the first chunk nothing is loaded
     u_t, delta_t, grad_t, z_t = _load_chunk(u, u_l, delta, delta_l, grad_out, grad_out_l, z, z_l, place, valid)
     for _ in range(end - first):
         slot -= 1
@@ -455,13 +453,12 @@ def scan_backward(
         checkpoints_r = checkpoints + slot * states + in_round
         grad_BC_r = grad_BC + ((block.to(tl.int64) * slots + slot) * groups + group) * n * (2 * STEPS)
         grad_BC_r += warps * (2 * STEPS) + item
-        there = (warps < n) & held_3
         both = tl.load(BC_r)
-        A_j = tl.load(A_r, there, 0)
-        carried = tl.load(grad_state_r, there, 0)
+        A_j = tl.load(A_r, held_3, 0)
+        carried = tl.load(grad_state_r, held_3, 0)
         if not SUMMARY:
-            h_0 = tl.load(checkpoints_r, there, 0)
-            sum_A = tl.load(grad_A_r, there, 0)
+            h_0 = tl.load(checkpoints_r, held_3, 0)
+            sum_A = tl.load(grad_A_r, held_3, 0)
         step, _raw, u_f, _grad_f, grad_y, _z_f = _widen_chunk(
             u_t, delta_t, grad_t, z_t, z, bias_v, valid, dtype, SOFTPLUS
         )
@@ -476,34 +473,33 @@ def scan_backward(
             more = tl.where(r + 1 < rounds, WARPS, 0)
             BC_r += more * (2 * STEPS)
             A_r += more * e
-            next_there = (r * WARPS + more + warps < n) & held_3
-            next_A = tl.load(A_r, next_there, 0)
+            next_A = tl.load(A_r, held_3, 0)  # in time only from here
             b, c = _to_channels(both)
             both = tl.load(BC_r)
             a = tl.exp2(step_s * (A_j * LOG2E)[None])
             if not SUMMARY:
                 keeps, h, _h = _recur(a, x_s * b, h_0, steps)
                 checkpoints_r += more * e
-                h_0 = tl.load(checkpoints_r, next_there, 0)
+                h_0 = tl.load(checkpoints_r, held_3, 0)
                 if z is not None:
                     y_s += h * c
                 for_C = grad_y_s * h
             g, leaves = _recur_back(a, grad_y_s * c, carried, steps)
-            carried = tl.load(grad_state_r + more * e, next_there, 0)
-            tl.store(grad_state_r, leaves, there)
+            carried = tl.load(grad_state_r + more * e, held_3, 0)
+            tl.store(grad_state_r, leaves, held_3)
             if not SUMMARY:
                 exponent = g * keeps
                 grad_x_s += g * b
                 grad_step_s += exponent * A_j[None]
                 sum_A += tl.sum(exponent * step_s, 0)
-                next_sum_A = tl.load(grad_A_r + more * e, next_there, 0)
-                tl.store(grad_A_r, sum_A, there)
+                next_sum_A = tl.load(grad_A_r + more * e, held_3, 0)
+                tl.store(grad_A_r, sum_A, held_3)
                 sum_A = next_sum_A
-                tl.store(grad_BC_r, _sums_over_channels(g * x_s, for_C), r * WARPS + warps < n)
+                tl.store(grad_BC_r, _sums_over_channels(g * x_s, for_C))
                 grad_BC_r += WARPS * 2 * STEPS
+            A_j = next_A
             grad_state_r += WARPS * e
             grad_A_r += WARPS * e
-            A_j, there = next_A, next_there
         now, now_valid = place, valid
         if not SUMMARY:
             u_n, delta_n, grad_n, z_n = _load_chunk(
@@ -549,7 +545,7 @@ def scan_backward(
 @triton.jit(do_not_specialize=["parts"])
 def join_parts(
     state,  # (sequences, e * n): that which enters the first part
-    through,  # (sequences, parts, e * n): what leaves each part where nothing enters it; then what enters it
+    through,  # (sequences, parts, e * n): what leaves each part but the last where nothing enters; then what enters it
     decay,  # the same: what a part multiplies by
     size,  # e * n
     parts,
@@ -579,18 +575,17 @@ def gather_projections(
     C_l,
     C_g,
     C_n,
-    BC,  # (slots, g, states, 2, STEPS)
+    BC,  # (slots, g, n, 2, STEPS)
     bounds,
     sequences,
     length,
     groups,
     n,
-    states,  # n, or more of them: those are zero
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,  # state indices
 ):
     """B and C chunk by chunk in the direction of the scan, time innermost, zero where padded."""
-    blocks_n = tl.cdiv(states, BLOCK)
+    blocks_n = tl.cdiv(n, BLOCK)
     slot = tl.program_id(0) // (groups * blocks_n)
     row, start, stop, chunk = _chunk_of(slot, bounds, sequences, length)
     steps = tl.arange(0, STEPS)
@@ -598,11 +593,11 @@ def gather_projections(
     j = (tl.program_id(0) % blocks_n * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     group = tl.program_id(0) // blocks_n % groups
     valid, place = _positions(time, start, stop, j < n, REVERSE)
-    target = ((slot.to(tl.int64) * groups + group) * states + j[None, :]) * (2 * STEPS) + steps[:, None]
+    target = ((slot.to(tl.int64) * groups + group) * n + j[None, :]) * (2 * STEPS) + steps[:, None]
     for_B = tl.load(B + row * B_b + place * B_l + group.to(tl.int64) * B_g + j[None, :] * B_n, valid, 0)
     for_C = tl.load(C + row * C_b + place * C_l + group.to(tl.int64) * C_g + j[None, :] * C_n, valid, 0)
-    tl.store(BC + target, for_B.to(BC.dtype.element_ty), (j < states)[None, :])
-    tl.store(BC + target + STEPS, for_C.to(BC.dtype.element_ty), (j < states)[None, :])
+    tl.store(BC + target, for_B.to(BC.dtype.element_ty), (j < n)[None, :])
+    tl.store(BC + target + STEPS, for_C.to(BC.dtype.element_ty), (j < n)[None, :])
 
 
 @triton.jit(do_not_specialize=["slots", "sequences", "blocks"])
