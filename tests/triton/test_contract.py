@@ -89,7 +89,7 @@ def test_float64_is_exact(operation, case):
 def test_each_configuration_of_the_scan_is_right_alone(n, warps, packed, monkeypatch):
     fill_a_gpu(warps, monkeypatch)
     lengths = (3, 0, 34) if packed else None
-    case = ScanCase(b=1 if packed else 2, l=37, lengths=lengths, e=2, n=n, groups=2, reverse=packed)
+    case = ScanCase(b=1 if packed else 2, l=37, lengths=lengths, e=6, n=n, groups=2, reverse=packed)
     assert_correct(case, on_device(scan), torch.float32)
 
 

