@@ -47,7 +47,7 @@ def checkpoint_shape(p: Problem) -> tuple[int, ...]:
 def forward(p: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The output (b, l, e), the final state (b or k, e, n), and the checkpoints where they are asked for."""
     out = torch.empty_like(p.u, memory_format=torch.contiguous_format)
-    state = p.first_states().transpose(1, 2).contiguous()
+    state = _carried(p, p.initial_state)
     # Between packed sequences there are slots that no chunk fills.
     checkpoints = (state.new_empty if p.cu_seqlens is None else state.new_zeros)(checkpoint_shape(p) if save else (0,))
     if p.u.numel():
@@ -75,9 +75,7 @@ def backward(p: Problem, checkpoints: Tensor, grad_out: Tensor, grad_final_state
     """The gradients of every input; those of A, D and the bias are summed over sequences and parts in their order."""
     _, l, e, groups, n = p.sizes
     grads = Gradients(*(p.room(x) for x in p.floating))
-    grad_state = p.u.new_zeros((p.state_shape[0], n, e), dtype=p.dtype)
-    if grad_final_state is not None:
-        grad_state.copy_(grad_final_state.transpose(1, 2))
+    grad_state = _carried(p, grad_final_state)
     if p.u.numel():
         with torch.cuda.device_of(p.u):
             call = _Call(p, BACKWARD)
@@ -254,6 +252,13 @@ def update(
             enable_fp_fusion=True,
         )
     return out
+
+
+def _carried(p: Problem, given: Tensor | None) -> Tensor:
+    """A fresh copy of states (b or k, e, n), or of their gradients, as the kernels carry them, (b or k, n, e)."""
+    k, e, n = p.state_shape
+    carried = p.u.new_zeros((k, n, e), dtype=p.dtype)
+    return carried if given is None else carried.copy_(given.transpose(1, 2))
 
 
 def _slots(p: Problem) -> int:

@@ -102,6 +102,11 @@ def _sigmoid(x):
 
 
 @triton.jit
+def _silu(x):
+    return x * _sigmoid(x)
+
+
+@triton.jit
 def _wide(size):
     """A size in 64 bits; one that is 1 is a constant to Triton, and no tensor."""
     return tl.zeros((), tl.int64) + size
@@ -218,7 +223,7 @@ def _widen_chunk(u_t, delta_t, grad_t, z_t, z, bias, valid, dtype: tl.constexpr,
     """Step sizes, what softplus was taken of, u, the gradients behind and before the gate, and z."""
     step, raw = _step_size(delta_t.to(dtype), bias, valid, SOFTPLUS)
     grad_f, z_f = grad_t.to(dtype), z_t.to(dtype)
-    grad_y = grad_f if z is None else grad_f * (z_f * _sigmoid(z_f))
+    grad_y = grad_f if z is None else grad_f * _silu(z_f)
     return step, raw, u_t.to(dtype), grad_f, grad_y, z_f
 
 
@@ -291,7 +296,8 @@ def scan_forward(
     if z is not None:
         z += row * z_b + channel * z_e
     out += row * length * e + channel
-    state += (s.to(tl.int64) * parts + part) * states
+    program = s.to(tl.int64) * parts + part
+    state += program * states
     in_round = warps * e + channel[None, :, None]
     if SUMMARY:
         passed = tl.zeros((STEPS, CHANNELS), dtype)
@@ -333,10 +339,11 @@ def scan_forward(
             if not SUMMARY:
                 y_s += h * c
         now, now_valid = place, valid
-        if D is not None:
-            u_n = _tile(u, now, u_l, now_valid)
-        if z is not None:
-            z_n = _tile(z, now, z_l, now_valid)
+        if not SUMMARY:
+            if D is not None:
+                u_n = _tile(u, now, u_l, now_valid)
+            if z is not None:
+                z_n = _tile(z, now, z_l, now_valid)
         time += STEPS
         valid, place = _positions(time, start, stop, held, REVERSE)
         u_t = _tile(u, place, u_l, valid)
@@ -346,14 +353,12 @@ def scan_forward(
             if D is not None:
                 y += D_v[None, :] * u_n.to(dtype)
             if z is not None:
-                z_f = z_n.to(dtype)
-                y *= z_f * _sigmoid(z_f)
+                y *= _silu(z_n.to(dtype))
             tl.store(out[None, :] + now * e, y.to(out.dtype.element_ty), now_valid)
         slot += 1
         tl.debug_barrier()  # what this chunk stored to be carried, the next one loads, perhaps by other threads
     if SUMMARY:
-        decay += (s.to(tl.int64) * parts + part) * states
-        _store_decays(decay, tl.sum(passed, 0), A, channel, held, n, e)
+        _store_decays(decay + program * states, tl.sum(passed, 0), A, channel, held, n, e)
 
 
 @triton.jit(do_not_specialize=["slots", "parts", "part_chunks"])
@@ -705,8 +710,7 @@ def scan_update(
     if D is not None:
         y += tl.load(D + channel * D_e, held, 0).to(dtype) * u_v
     if z is not None:
-        z_v = tl.load(z + row * z_b + channel * z_e, held, 0).to(dtype)
-        y *= z_v * _sigmoid(z_v)
+        y *= _silu(tl.load(z + row * z_b + channel * z_e, held, 0).to(dtype))
     tl.store(out + row * e + channel, y.to(out.dtype.element_ty), held)
 
 
